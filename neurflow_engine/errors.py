@@ -1,0 +1,54 @@
+"""The one family of errors that the product shows to people.
+
+Every message is one sentence (or two) that names the thing, the value given, what was expected and what to do next.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class NeurflowError(Exception):
+    """Base of all errors a user can cause or meet; the message is shown as it is, never a traceback."""
+
+
+class InputError(NeurflowError):
+    """A bad argument or bad input (exit code 2 on the command line)."""
+
+
+class ModelError(InputError):
+    """The model name, checkpoint or its arguments cannot be used."""
+
+
+class DataError(InputError):
+    """The image folder, a class in it, or a class name cannot be used."""
+
+
+class LayerError(InputError):
+    """A layer does not exist in the model or cannot be cut at."""
+
+
+class RunError(InputError):
+    """A run does not exist, is not whole, or does not hold what was asked for."""
+
+
+class WorkspaceError(InputError):
+    """The workspace cannot be read or written (missing, read-only, full)."""
+
+
+class LabelConflictError(NeurflowError):
+    """A label was changed by somebody else since it was read; both texts are in the message."""
+
+
+class JobError(NeurflowError):
+    """A background job cannot be started or found."""
+
+
+def near_matches(given: str, known: Iterable[str], limit: int = 5) -> str:
+    """A clause naming the known names closest to the one given, e.g. ``' Did you mean resnet18, resnet34?'``.
+
+    Returns an empty string when nothing is close, so that it can be appended to any message.
+    """
+    known = list(known)
+    folded = {name.casefold(): name for name in reversed(known)}
+    close = get_close_matches(given.casefold(), folded, n=limit, cutoff=0.5)
+    return f" Did you mean {', '.join(folded[name] for name in close)}?" if close else ""
