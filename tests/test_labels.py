@@ -1,0 +1,430 @@
+"""Labels: several people name groups in one database; nothing is lost and nobody overwrites anybody unseen."""
+
+import csv
+import io
+import json
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy
+
+from neurflow_engine.errors import InputError, LabelConflictError, WorkspaceError
+from neurflow_engine.labels import LabelState, LabelStore, checked_text, to_csv, to_json
+
+RUN, GROUP = "demo-1", "blocks.3/2"
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'labels.sqlite'}"
+
+
+@pytest.fixture
+def store(url):
+    store = LabelStore(url)
+    yield store
+    store.close()
+
+
+def one_sentence(error):
+    text = str(error.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+    assert "Traceback" not in text
+    return text
+
+
+# one person
+
+
+def test_a_group_that_nobody_named_has_no_label(store):
+    assert store.get(RUN, GROUP) is None
+    assert store.for_run(RUN) == {}
+    assert store.history(RUN, GROUP) == []
+
+
+def test_a_name_that_is_typed_is_in_force_and_can_be_approved(store):
+    before = datetime.now(UTC)
+    edited = store.edit(RUN, GROUP, "orange wing panel", "ana", 0)
+    assert (edited.text, edited.state, edited.author, edited.version) == ("orange wing panel", LabelState.EDITED, "ana", 1)
+    approved = store.decide(RUN, GROUP, "approved", "bob", 1)
+    assert (approved.text, approved.state, approved.author, approved.version) == ("orange wing panel", "approved", "bob", 2)
+    assert store.get(RUN, GROUP) == approved
+    assert store.for_run(RUN) == {GROUP: approved}
+    assert approved.updated.utcoffset() == timedelta(0)
+    assert before <= edited.updated <= approved.updated <= datetime.now(UTC)
+
+
+def test_a_proposal_is_in_force_only_once_it_is_approved(store):
+    proposed = store.propose(RUN, GROUP, "date stamp", "model x")
+    assert (proposed.text, proposed.proposed, proposed.proposer, proposed.state) == (None, "date stamp", "model x", "pending")
+    approved = store.decide(RUN, GROUP, LabelState.APPROVED, "ana", 1)
+    assert (approved.text, approved.proposer, approved.author) == ("date stamp", "model x", "ana")
+
+
+def test_a_later_proposal_does_not_touch_the_name_in_force(store):
+    store.edit(RUN, GROUP, "snow", "ana", 0)
+    after = store.propose(RUN, GROUP, "ice", "model x")
+    assert (after.text, after.state, after.proposed) == ("snow", "edited", "ice")
+
+
+def test_the_same_proposal_again_changes_nothing_and_a_new_one_reopens_a_rejected_label(store):
+    store.propose(RUN, GROUP, "ice", "model x")
+    rejected = store.decide(RUN, GROUP, "rejected", "ana", 1)
+    assert (rejected.text, rejected.proposed) == (None, "ice")
+    assert store.propose(RUN, GROUP, "ice", "model x") == rejected
+    reopened = store.propose(RUN, GROUP, "glass", "model x")
+    assert (reopened.state, reopened.proposed, reopened.version) == ("pending", "glass", 3)
+
+
+@pytest.mark.parametrize("state", ["rejected", "pending"])
+def test_a_typed_name_that_loses_its_force_stays_on_the_table(store, state):
+    store.propose(RUN, GROUP, "ice", "model x")
+    store.edit(RUN, GROUP, "snow", "ana", 1)
+    store.decide(RUN, GROUP, "approved", "bob", 2)
+    after = store.decide(RUN, GROUP, state, "bob", 3)
+    assert (after.text, after.proposed, after.proposer, after.state) == (None, "snow", "ana", state)
+    assert store.decide(RUN, GROUP, "approved", "bob", 4).text == "snow"
+
+
+def test_rejecting_an_approved_proposal_keeps_the_newer_proposal_on_the_table(store):
+    store.propose(RUN, GROUP, "ice", "model x")
+    store.decide(RUN, GROUP, "approved", "ana", 1)
+    store.propose(RUN, GROUP, "glass", "model y")
+    after = store.decide(RUN, GROUP, "rejected", "ana", 3)
+    assert (after.text, after.proposed, after.proposer) == (None, "glass", "model y")
+
+
+def test_a_decision_that_changes_nothing_is_no_new_version(store):
+    edited = store.edit(RUN, GROUP, "snow", "ana", 0)
+    assert store.edit(RUN, GROUP, " snow ", "ana", 1) == edited
+    approved = store.decide(RUN, GROUP, "approved", "ana", 1)
+    assert store.decide(RUN, GROUP, "approved", "bob", 2) == approved
+    assert store.edit(RUN, GROUP, "snow", "bob", 2) == approved
+
+
+def test_nothing_can_be_approved_where_there_is_no_name(store):
+    with pytest.raises(InputError, match=r"blocks.3/2 has no name to approve"):
+        store.decide(RUN, GROUP, "approved", "ana", 0)
+    with pytest.raises(InputError, match="approved, rejected or pending, got 'edited'"):
+        store.decide(RUN, GROUP, "edited", "ana", 0)
+    assert store.get(RUN, GROUP) is None
+
+
+def test_history_tells_who_did_what_when(store):
+    store.propose(RUN, GROUP, "ice", "model x")
+    store.edit(RUN, GROUP, "snow", "ana", 1)
+    store.decide(RUN, GROUP, "approved", "bob", 2)
+    history = store.history(RUN, GROUP)
+    assert [(change.version, change.action, change.text, change.proposed, change.author) for change in history] == [
+        (1, "proposed", None, "ice", "model x"),
+        (2, "edited", "snow", "ice", "ana"),
+        (3, "approved", "snow", "ice", "bob"),
+    ]
+    assert [change.state for change in history] == [LabelState.PENDING, LabelState.EDITED, LabelState.APPROVED]
+    assert [change.time for change in history] == sorted(change.time for change in history)
+    assert history[-1].time == store.get(RUN, GROUP).updated
+
+
+def test_undo_walks_back_step_by_step_and_only_adds_to_history(store):
+    store.propose(RUN, GROUP, "ice", "model x")
+    store.edit(RUN, GROUP, "snow", "ana", 1)
+    store.decide(RUN, GROUP, "approved", "ana", 2)
+    seen = []
+    for version in (3, 4, 5):
+        label = store.undo(RUN, GROUP, "bob", version)
+        seen.append((label.version, label.state, label.text, label.proposed))
+    assert seen == [(4, "edited", "snow", "ice"), (5, "pending", None, "ice"), (6, "pending", None, None)]
+    with pytest.raises(InputError, match="Nothing is left to undo"):
+        store.undo(RUN, GROUP, "bob", 6)
+    assert [change.action for change in store.history(RUN, GROUP)] == ["proposed", "edited", "approved", "undone", "undone", "undone"]
+
+
+def test_a_change_after_an_undo_is_undone_to_what_the_undo_brought_back(store):
+    store.edit(RUN, GROUP, "snow", "ana", 0)
+    store.edit(RUN, GROUP, "ice", "ana", 1)
+    assert store.undo(RUN, GROUP, "ana", 2).text == "snow"
+    store.edit(RUN, GROUP, "glass", "ana", 3)
+    assert store.undo(RUN, GROUP, "ana", 4).text == "snow"
+    assert store.undo(RUN, GROUP, "ana", 5).text is None
+    with pytest.raises(InputError, match="Nothing is left"):
+        store.undo(RUN, GROUP, "ana", 6)
+
+
+def test_nothing_to_undo_where_nothing_was_done(store):
+    with pytest.raises(InputError, match="Nothing is left to undo"):
+        store.undo(RUN, GROUP, "ana", 0)
+
+
+# texts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<b>bold</b><script>alert(1)</script>",
+        "[a](javascript:alert(1)) ![](x)",
+        "{{ 7 * 7 }}",
+        "'; DROP TABLE labels; --",
+        "雪と氷",
+        "שלג",
+        "👩‍👩‍👧 ears",
+        "a" * 120,
+    ],
+)
+def test_markup_and_unusual_characters_are_kept_as_they_are(store, url, text):
+    store.edit(RUN, GROUP, text, "José 🦜", 0)
+    kept = LabelStore(url).get(RUN, GROUP)
+    assert (kept.text, kept.author) == (text, "José 🦜")
+
+
+def test_a_text_is_stripped_and_composed(store):
+    assert store.edit(RUN, GROUP, "  cafe\u0301 \t", "ana", 0).text == "caf\u00e9"
+    assert len(checked_text("e\u0301" * 120)) == 120  # counted as people see them
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "visible"),
+        ("  \n ", "visible"),
+        ("\u200b\u200d", "visible"),
+        ("a" * 121, "121 characters, at most 120"),
+        ("two\nlines", "control characters"),
+        ("a\x00b", "control characters"),
+        ("a\u2028b", "control characters"),
+        ("a\ud800b", "control characters"),
+    ],
+)
+def test_an_unusable_text_is_refused_and_nothing_is_written(store, text, why):
+    with pytest.raises(InputError, match=why) as error:
+        store.edit(RUN, GROUP, text, "ana", 0)
+    one_sentence(error)
+    with pytest.raises(InputError, match=why):
+        store.propose(RUN, GROUP, text, "model x")
+    with pytest.raises(InputError, match="The author"):
+        store.edit(RUN, GROUP, "snow", text, 0)
+    assert store.get(RUN, GROUP) is None
+
+
+# several people
+
+
+def test_a_change_on_an_old_version_is_refused_with_both_texts(store, url):
+    ana, bob = store, LabelStore(url)
+    ana.edit(RUN, GROUP, "snow", "ana", 0)
+    seen_by_bob = bob.get(RUN, GROUP).version
+    ana.edit(RUN, GROUP, "ice", "ana", seen_by_bob)
+    with pytest.raises(LabelConflictError) as error:
+        bob.edit(RUN, GROUP, "glass", "bob", seen_by_bob)
+    sentence = one_sentence(error)
+    for part in ("ana", "“ice”", "“glass”", "blocks.3/2", f"{ana.get(RUN, GROUP).updated:%Y-%m-%d %H:%M}"):
+        assert part in sentence
+    for late in (
+        lambda: bob.decide(RUN, GROUP, "rejected", "bob", seen_by_bob),
+        lambda: bob.undo(RUN, GROUP, "bob", seen_by_bob),
+        lambda: bob.edit(RUN, GROUP, "ice", "bob", 0),
+        lambda: bob.edit(RUN, GROUP, "glass", "bob", 7),
+        lambda: bob.edit(RUN, "other/0", "glass", "bob", 7),
+    ):
+        with pytest.raises(LabelConflictError):
+            late()
+    assert [change.text for change in bob.history(RUN, GROUP)] == ["snow", "ice"]
+    assert bob.edit(RUN, GROUP, "glass", "bob", 2).text == "glass"
+
+
+def test_of_many_who_change_one_version_exactly_one_succeeds(store, url):
+    stores = [store, LabelStore(url)]
+
+    def attempt(number, version):
+        try:
+            return stores[number % 2].edit(RUN, GROUP, f"name {number} of {version}", f"person {number}", version)
+        except LabelConflictError:
+            return None
+
+    with ThreadPoolExecutor(20) as pool:
+        for version in range(5):
+            winners = [label for label in pool.map(attempt, range(20), [version] * 20) if label]
+            assert len(winners) == 1
+            assert winners[0] == store.get(RUN, GROUP)
+    assert [change.version for change in store.history(RUN, GROUP)] == [1, 2, 3, 4, 5]
+
+
+def test_eight_threads_deciding_200_labels_lose_nothing(store, url):
+    stores = [store, LabelStore(url)]
+    groups = [f"layer/{number}" for number in range(200)]
+
+    def review(worker):
+        mine = stores[worker % 2]
+        for group in groups[worker::8]:
+            proposed = mine.propose(RUN, group, f"proposal for {group}", "model x")
+            state = "approved" if worker % 2 else "rejected"
+            mine.decide(RUN, group, state, f"person {worker}", proposed.version)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(review, range(8)))
+    labels = LabelStore(url).for_run(RUN)
+    assert sorted(labels) == sorted(groups)
+    for number, group in enumerate(groups):
+        worker = number % 8
+        label = labels[group]
+        assert (label.author, label.version) == (f"person {worker}", 2)
+        assert label.text == (f"proposal for {group}" if worker % 2 else None)
+        assert [change.action for change in store.history(RUN, group)] == ["proposed", "approved" if worker % 2 else "rejected"]
+
+
+def test_proposals_made_at_once_all_arrive(store):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: store.propose(RUN, GROUP, f"proposal {number}", "model x"), range(20)))
+    assert {change.proposed for change in store.history(RUN, GROUP)} == {f"proposal {number}" for number in range(20)}
+    assert store.get(RUN, GROUP).version == 20
+
+
+def test_a_new_database_may_be_opened_by_many_at_once(url):
+    with ThreadPoolExecutor(8) as pool:
+        stores = list(pool.map(lambda _: LabelStore(url), range(8)))
+    stores[0].edit(RUN, GROUP, "snow", "ana", 0)
+    assert all(store.get(RUN, GROUP).text == "snow" for store in stores)
+
+
+def test_another_process_sees_every_label(store, url):
+    store.edit(RUN, GROUP, "snow", "ana", 0)
+    code = (
+        f"from neurflow_engine.labels import LabelStore; print(LabelStore({url!r}).decide({RUN!r}, {GROUP!r}, 'approved', 'bob', 1).text)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "snow\n"
+    assert store.get(RUN, GROUP).author == "bob"
+
+
+def test_a_reopened_store_sees_everything(store, url):
+    store.propose(RUN, GROUP, "ice", "model x")
+    store.edit(RUN, GROUP, "snow", "ana", 1)
+    before = (store.for_run(RUN), store.history(RUN, GROUP), store.export_rows())
+    store.close()
+    again = LabelStore(url)
+    assert (again.for_run(RUN), again.history(RUN, GROUP), again.export_rows()) == before
+
+
+# the database
+
+
+def test_the_workspace_holds_the_database_unless_a_url_is_set(tmp_path, monkeypatch):
+    monkeypatch.delenv("NEURFLOW_DATABASE_URL", raising=False)
+    workspace = tmp_path / "odd ?name%20#1"
+    LabelStore.for_workspace(workspace).edit(RUN, GROUP, "snow", "ana", 0)
+    assert (workspace / "labels.sqlite").exists()
+    monkeypatch.setenv("NEURFLOW_DATABASE_URL", f"sqlite:///{tmp_path / 'elsewhere.sqlite'}")
+    assert LabelStore.for_workspace(workspace).get(RUN, GROUP) is None
+    assert (tmp_path / "elsewhere.sqlite").exists()
+
+
+def test_a_read_only_database_can_be_read_and_a_change_is_refused_in_one_sentence(store, tmp_path):
+    store.edit(RUN, GROUP, "snow", "ana", 0)
+    store.close()
+    reader = LabelStore(f"sqlite:///file:{tmp_path / 'labels.sqlite'}?mode=ro&uri=true")
+    assert reader.get(RUN, GROUP).text == "snow"
+    with pytest.raises(WorkspaceError, match="readonly") as error:
+        reader.edit(RUN, GROUP, "ice", "ana", 1)
+    one_sentence(error)
+    assert reader.get(RUN, GROUP).text == "snow"
+
+
+def test_a_full_database_refuses_a_change_in_one_sentence_and_keeps_what_it_has(url):
+    store = LabelStore(url)
+    store.edit(RUN, GROUP, "snow", "ana", 0)
+    store.close()
+    # SQLite's own limit makes it report the same error as a full disk
+    sqlalchemy.event.listen(store._engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count = 1"))
+
+    def fill():
+        for number in range(2000):
+            store.edit(RUN, f"layer/{number}", "x" * 120, "ana", 0)
+
+    with pytest.raises(WorkspaceError, match="full") as error:
+        fill()
+    one_sentence(error)
+    whole = LabelStore(url)
+    for group in whole.for_run(RUN):
+        assert len(whole.history(RUN, group)) == 1  # never a label without its history
+    assert whole.get(RUN, GROUP).text == "snow"
+
+
+def test_a_corrupt_database_is_refused_in_one_sentence(tmp_path, url):
+    (tmp_path / "labels.sqlite").write_bytes(b"this is no database" * 100)
+    with pytest.raises(WorkspaceError, match="not a database") as error:
+        LabelStore(url)
+    one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["sqlite:////nowhere/at/all/labels.sqlite", "no url at all", "nosuchdatabase://host/labels", "sqlite+nosuchdriver:///labels.sqlite"],
+)
+def test_an_unreachable_database_or_a_bad_url_is_one_sentence(bad):
+    with pytest.raises(WorkspaceError) as error:
+        LabelStore(bad)
+    assert "NEURFLOW_DATABASE_URL" in one_sentence(error)
+
+
+def test_a_workspace_that_cannot_be_created_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.delenv("NEURFLOW_DATABASE_URL", raising=False)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WorkspaceError, match="cannot be created") as error:
+        LabelStore.for_workspace(tmp_path / "file" / "workspace")
+    one_sentence(error)
+
+
+def test_a_database_of_a_newer_program_is_refused(store, tmp_path, url):
+    store.close()
+    with sqlite3.connect(tmp_path / "labels.sqlite") as connection:
+        connection.execute("INSERT INTO schema_version VALUES (99)")
+    with pytest.raises(WorkspaceError, match=r"schema version 99.*update the program") as error:
+        LabelStore(url)
+    one_sentence(error)
+
+
+def test_sqlite_keeps_a_write_ahead_log_and_checks_foreign_keys(store, tmp_path):
+    store.edit(RUN, GROUP, "snow", "ana", 0)
+    with sqlite3.connect(tmp_path / "labels.sqlite") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    orphan = sqlalchemy.text(
+        "INSERT INTO label_changes VALUES ('r', 'g', 1, 'edited', 'edited', 'x', NULL, NULL, 'ana', '2026-01-01', NULL)"
+    )
+    with store._engine.begin() as connection, pytest.raises(sqlalchemy.exc.IntegrityError):
+        connection.execute(orphan)
+
+
+# exports
+
+
+def test_exports_hold_the_chosen_runs_sorted_and_round_trip(store):
+    texts = ["=1+1", "+x", "-x", "@x", "'quoted", "''=twice", 'comma, "quote"', "＝wide", "plain", "<b>"]
+    for number, text in enumerate(texts):
+        store.edit("run-b", f"layer/{number}", text, "=ana", 0)
+    store.propose("run-a", "layer/0", "ice", "model x")
+    store.edit("run-c", "layer/0", "not asked for", "ana", 0)
+    rows = store.export_rows(["run-b", "run-a"])
+    assert [row["run_id"] for row in rows] == ["run-a"] + ["run-b"] * len(texts)
+    assert len(store.export_rows()) == len(rows) + 1
+    assert store.export_rows([]) == []
+
+    label = store.get("run-a", "layer/0")
+    assert rows[0] == asdict(label) | {"state": "pending", "updated": label.updated.isoformat()}
+    assert json.loads(to_json(rows)) == rows
+    assert "＝wide" in to_json(rows)
+
+    table = list(csv.DictReader(io.StringIO(to_csv(rows), newline="")))
+    for row in table:  # what a spreadsheet opens: no cell is a formula
+        assert not any(cell.startswith(("=", "+", "-", "@", "＝")) for cell in row.values())
+    plain = [{name: cell.removeprefix("'") or None for name, cell in row.items()} for row in table]
+    assert plain == [row | {"version": str(row["version"])} for row in rows]
+
+
+def test_an_empty_export_still_has_its_header(store):
+    assert to_csv(store.export_rows()).splitlines() == ["run_id,group_id,proposed,proposer,text,state,author,updated,version"]
+    assert json.loads(to_json([])) == []
