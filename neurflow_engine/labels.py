@@ -18,6 +18,7 @@ from pathlib import Path
 
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.schema import CreateTable
 
 from neurflow_engine.errors import InputError, LabelConflictError, WorkspaceError
 
@@ -355,16 +356,11 @@ class LabelStore:
 
     def _create_tables(self) -> None:
         """Create what is missing; the version row comes last, so whoever sees it sees all tables."""
-        try:
-            _metadata.create_all(self._engine)
-            with self._engine.begin() as connection:
-                connection.execute(sql.insert(_schema_version).values(version=SCHEMA_VERSION))
-        except SQLAlchemyError:
-            # somebody opened the new database in the same moment; if it is not that, the next attempt says what it is
-            _metadata.create_all(self._engine)
-            if self._stored_version() is None:
-                with self._engine.begin() as connection, suppress(IntegrityError):
-                    connection.execute(sql.insert(_schema_version).values(version=SCHEMA_VERSION))
+        version = sql.insert(_schema_version).values(version=SCHEMA_VERSION)
+        for statement in (*(CreateTable(table, if_not_exists=True) for table in _metadata.sorted_tables), version):
+            # an IntegrityError says that somebody who opened the new database in the same moment was faster
+            with suppress(IntegrityError), self._engine.begin() as connection:
+                connection.execute(statement)
 
 
 class _LostRace(Exception):
