@@ -93,7 +93,7 @@ class Neuron:
     core: tuple[int, ...]  # indices in the next lower layer, strongest first; empty in the shallowest layer
     semantic_groups: tuple[SemanticGroup, ...]
     silhouette: float | None  # of the chosen clustering, -1..1; None when V_a was not divided
-    completeness_gap: float | None  # |sum of attributions - (f(x) - f(0))| / |f(x) - f(0)|, summed over V_a
+    completeness_gap: float | None  # sum over V_a of |sum of attributions - (f(x) - f(0))|, divided by the sum of |f(x) - f(0)|
 
 
 @dataclass(frozen=True)

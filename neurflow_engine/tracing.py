@@ -1,0 +1,321 @@
+"""The only file that runs or hooks a model: record outputs, replay from a cut, silence neurons.
+
+In: an intact network and its lock. Out: recorded outputs, or the output of a run in which some modules returned what was given to them.
+Every change to a model lives in a context that undoes itself, also when an exception passes through, and holds the network's lock, so
+that two threads can use one model and never see each other's changes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from neurflow_engine.errors import LayerError
+from neurflow_engine.records import LOGITS
+
+
+class Network(Protocol):
+    """What tracing needs of a classifier."""
+
+    model: nn.Module
+    lock: AbstractContextManager
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module during a forward pass; ``start`` and ``end`` order all calls of the pass."""
+
+    name: str
+    start: int
+    end: int
+    output: object  # a tensor or nested lists, tuples and dicts of tensors
+
+
+class _Reached(Exception):
+    """Ends a forward pass as soon as the last wanted output is known."""
+
+
+def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if name}
+
+
+@contextmanager
+def _hooked(hooks: Sequence[tuple[nn.Module, Callable]], pre_hooks: Sequence[tuple[nn.Module, Callable]] = ()) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module, hook in pre_hooks:
+            stack.callback(module.register_forward_pre_hook(hook).remove)
+        for module, hook in hooks:
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def _replaced_forward(replacements: Sequence[tuple[nn.Module, Callable]]) -> Iterator[None]:
+    """Let modules answer by ``replacement(*args)`` instead of computing; restored on leaving, whatever happens."""
+    with ExitStack() as stack:
+        for module, replacement in replacements:
+            before = module.__dict__.get("forward")
+            stack.callback(_restore_forward, module, before)
+            module.forward = replacement
+        yield
+
+
+def _restore_forward(module: nn.Module, before: Callable | None) -> None:
+    if before is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.forward = before
+
+
+def map_leaves(kind: type, function: Callable, value: object) -> object:
+    """Apply ``function`` to each value of type ``kind`` in nested lists, tuples and dicts; other values pass through."""
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, Mapping):
+        return type(value)((key, map_leaves(kind, function, item)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_leaves(kind, function, item) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_leaves(kind, function, item) for item in value)
+    return value
+
+
+def trace(network: Network, images: Tensor, keep: Callable[[str, object], object] = lambda name, output: output) -> list[Call]:
+    """All module calls of one forward pass, ordered by their end.
+
+    Args:
+        images: (n_images, channels, height, width).
+        keep: what to hold of each output, given the module's name; holding everything is for small batches.
+    """
+    calls: list[Call] = []
+    open_calls: list[int] = []
+    clock = iter(range(1 << 62))
+    names = {module: name for name, module in _named_modules(network.model).items()}
+
+    def enter(module, args):
+        open_calls.append(next(clock))
+
+    def leave(module, args, output):
+        calls.append(Call(names[module], open_calls.pop(), next(clock), keep(names[module], output)))
+
+    with network.lock, torch.no_grad(), _hooked([(m, leave) for m in names], [(m, enter) for m in names]):
+        network.model(images)
+    return calls
+
+
+def record(
+    network: Network, images: Tensor, names: Sequence[str], keep: Callable[[str, Tensor], Tensor] = lambda name, output: output.clone()
+) -> dict[str, Tensor]:
+    """Outputs of the named layers in one forward pass that stops once all are known.
+
+    Args:
+        images: (n_images, channels, height, width).
+        names: module names; ``logits`` stands for the model's own output.
+        keep: what to hold of each output, given the layer's name. A copy by default: the module that follows may work in place.
+
+    Raises:
+        LayerError: a named module was not called.
+    """
+    outputs: dict[str, Tensor] = {}
+    wanted = set(names)
+    modules = _named_modules(network.model)
+
+    def hook_for(name):
+        def hook(module, args, output):
+            outputs[name] = keep(name, output)
+            if wanted <= outputs.keys():
+                raise _Reached
+
+        return hook
+
+    hooks = [(modules[name], hook_for(name)) for name in wanted if name != LOGITS]
+    with network.lock, torch.no_grad(), _hooked(hooks):
+        try:
+            logits = network.model(images)
+            if LOGITS in wanted:
+                outputs[LOGITS] = keep(LOGITS, logits)
+        except _Reached:
+            pass
+    if missing := wanted - outputs.keys():
+        raise LayerError(f"Layer {', '.join(sorted(missing))} was never called in the forward pass, so nothing can be recorded there.")
+    return outputs
+
+
+@contextmanager
+def edited(network: Network, layer: str, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the context, the output of ``layer`` is ``edit(output)`` in every forward pass of the model; other threads wait.
+
+    Raises:
+        LayerError: no forward pass inside the context reached the layer.
+    """
+    fired = False
+
+    def hook(module, args, output):
+        nonlocal fired
+        fired = True
+        return edit(output)
+
+    with network.lock, _hooked([(_named_modules(network.model)[layer], hook)]):
+        yield
+    if not fired:
+        raise LayerError(f"Layer {layer} was never called while it was to be silenced, so nothing was silenced.")
+
+
+@dataclass(frozen=True)
+class _Stub:
+    """A module that need not run between two cuts, and the shape of what it returns.
+
+    ``outputs`` holds one structure per call before the cut. Each tensor in it is a (tensor, batch_factor) pair: with a factor the
+    tensor is a stand-in whose first axis is ``batch_factor * n_images``, without one a constant that does not depend on the images.
+    """
+
+    name: str
+    outputs: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class _Placeholder:
+    shape: tuple[int, ...]  # without the first axis
+    batch_factor: int
+    dtype: torch.dtype
+
+
+class Segment:
+    """The part of a network between the output of layer ``lower`` and the output of layer ``upper``.
+
+    Runs the intact model while every module that finished before ``lower`` returns a stand-in (so it costs nothing), ``lower`` returns
+    the tensor given, and the pass ends when ``upper`` has its output. Glue code between modules runs as the model's author wrote it,
+    and gradients flow. ``needs_context`` tells that something besides ``lower`` leads into the segment (a branch around the cut);
+    then ``context(images)`` must be recorded for the same images and handed in.
+
+    Raises:
+        LayerError: the segment cannot be replayed exactly (checked on ``samples`` when it is made).
+    """
+
+    def __init__(self, network: Network, lower: str, upper: str, sample: Tensor):
+        """``sample``: (3, channels, height, width), any images; used to learn shapes and to prove that the replay is exact."""
+        self.network, self.lower, self.upper = network, lower, upper
+        self._modules = _named_modules(network.model)
+        self._input_shape = tuple(sample.shape[1:])
+        three, two = trace(network, sample[:3]), trace(network, sample[:2])
+        self._stubs = self._find_stubs(three, two, self._single_call(three, lower))
+        self._own_memory = False  # stand-ins are views of one number, unless the network writes into them
+        expected = record(network, sample[:3], [lower, upper])
+        self.needs_context = self._looks_around_the_cut(expected[lower])
+        with torch.no_grad():
+            replayed = self(expected[lower], self.context(sample[:3]) if self.needs_context else None)
+        scale = expected[upper].abs().max().clamp(min=1e-12)
+        self.replay_error = float((replayed - expected[upper]).abs().max() / scale)
+        if not self.replay_error < 1e-5:
+            raise LayerError(
+                f"The network cannot be cut between {lower} and {upper}: a replay differs from the intact forward pass by "
+                f"{self.replay_error:.1e} of its largest output; choose other layers."
+            )
+
+    @torch.no_grad()
+    def _looks_around_the_cut(self, lower_output: Tensor) -> bool:
+        """Whether stand-ins of NaN leave a trace in the output: then something besides the cut leads into the segment."""
+        try:
+            blind = self._run(lower_output, self._stand_ins(len(lower_output), float("nan"), lower_output))
+        except RuntimeError:  # an operation in place cannot write into a view of one number
+            self._own_memory = True
+            blind = self._run(lower_output, self._stand_ins(len(lower_output), float("nan"), lower_output))
+        return bool(torch.isnan(blind).any())
+
+    def _single_call(self, calls: Sequence[Call], layer: str) -> Call:
+        found = [call for call in calls if call.name == layer]
+        if len(found) != 1:
+            raise LayerError(f"Layer {layer} is called {len(found)} times in one forward pass; a cut needs exactly one call.")
+        if not isinstance(found[0].output, Tensor):
+            raise LayerError(f"Layer {layer} returns a {type(found[0].output).__name__}, not one tensor; a cut needs one tensor.")
+        return found[0]
+
+    def _find_stubs(self, three: Sequence[Call], two: Sequence[Call], cut: Call) -> tuple[_Stub, ...]:
+        """Outermost modules that end before the cut module starts, with their outputs at batch sizes 3 and 2."""
+        before = [pair for pair in zip(three, two, strict=True) if pair[0].end < cut.start]
+        outputs: dict[str, list[object]] = {}
+        start_of_outer = cut.start
+        for call, smaller in reversed(before):  # calls are ordered by end: an outer module comes before its inner ones
+            if call.end < start_of_outer:
+                start_of_outer = call.start
+                outputs.setdefault(call.name, []).insert(0, self._abstract(call.output, smaller.output))
+        return tuple(_Stub(name, tuple(values)) for name, values in outputs.items())
+
+    @staticmethod
+    def _abstract(three: object, two: object) -> object:
+        collected: list[Tensor] = []
+        map_leaves(Tensor, collected.append, two)
+        others = iter(collected)
+
+        def abstract(tensor: Tensor) -> object:
+            other = next(others)
+            if tensor.shape == other.shape:
+                return tensor  # a constant, e.g. a table of relative positions
+            return _Placeholder(tuple(tensor.shape[1:]), tensor.shape[0] // 3, tensor.dtype)
+
+        return map_leaves(Tensor, abstract, three)
+
+    def _stand_ins(self, n_images: int, fill: float, like: Tensor) -> dict[str, list[object]]:
+        def concrete(placeholder: _Placeholder) -> Tensor:
+            value = torch.zeros((), dtype=placeholder.dtype, device=like.device)
+            if placeholder.dtype.is_floating_point:
+                value.fill_(fill)
+            expanded = value.expand(n_images * placeholder.batch_factor, *placeholder.shape)
+            return expanded.clone() if self._own_memory else expanded
+
+        return {stub.name: [map_leaves(_Placeholder, concrete, output) for output in stub.outputs] for stub in self._stubs}
+
+    def context(self, images: Tensor) -> dict[str, list[object]]:
+        """What the modules before the cut return for these images, (n_images, channels, height, width)."""
+        recorded: dict[str, list[object]] = {stub.name: [] for stub in self._stubs}
+        calls_left = {stub.name: len(stub.outputs) for stub in self._stubs}
+
+        def copy(name: str, output: object) -> None:
+            if calls_left.get(name):
+                calls_left[name] -= 1
+                recorded[name].append(map_leaves(Tensor, Tensor.clone, output))
+
+        trace(self.network, images, keep=copy)
+        return recorded
+
+    def __call__(self, lower_output: Tensor, context: Mapping[str, Sequence[object]] | None = None) -> Tensor:
+        """Output of ``upper`` when ``lower`` returns ``lower_output``; both with the layer's own axes, images first."""
+        if context is None:
+            if self.needs_context:
+                raise LayerError(f"Between {self.lower} and {self.upper} a branch leads around the cut; its context must be given.")
+            context = self._stand_ins(len(lower_output), 0.0, lower_output)
+        return self._run(lower_output, context)
+
+    def _run(self, lower_output: Tensor, context: Mapping[str, Sequence[object]]) -> Tensor:
+        reached: list[Tensor] = []
+
+        def stop(module, args, output):
+            reached.append(output)
+            raise _Reached
+
+        replacements = [(self._modules[name], _answers(self._modules[name], outputs)) for name, outputs in context.items()]
+        replacements.append((self._modules[self.lower], lambda *args, **kwargs: lower_output.clone()))
+        hooks = [] if self.upper == LOGITS else [(self._modules[self.upper], stop)]
+        parameter = next(self.network.model.parameters())
+        blank = torch.zeros((), device=parameter.device, dtype=parameter.dtype).expand(len(lower_output), *self._input_shape)
+        with self.network.lock, _replaced_forward(replacements), _hooked(hooks):
+            try:
+                return self.network.model(blank)
+            except _Reached:
+                return reached[0]
+
+
+def _answers(module: nn.Module, outputs: Sequence[object]) -> Callable:
+    """A forward that gives the outputs one after the other, then computes again (a module may be called after the cut too)."""
+    remaining, forward = iter(outputs), module.forward
+
+    def answer(*args, **kwargs):
+        try:
+            return next(remaining)
+        except StopIteration:
+            return forward(*args, **kwargs)
+
+    return answer
