@@ -26,6 +26,10 @@ class Attribution:
     change: Tensor
     gap: Tensor
 
+    def rows(self, indices: Sequence[int]) -> "Attribution":
+        """The chosen pairs, in the order of ``indices``."""
+        return Attribution(self.channels[indices], self.change[indices], self.gap[indices])
+
     @property
     def relative_gap(self) -> float:
         """Sum of gaps over sum of |change|: 0 means that the attributions add up (completeness axiom)."""

@@ -5,6 +5,7 @@ In: explained neurons with their semantic groups and representations. Out: the n
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -110,13 +111,26 @@ def _shares(groups: Sequence[NeuronGroup], neurons: Sequence[Neuron]) -> Mapping
     return {neuron: {group: n / sum(own.values()) for group, n in own.items()} for neuron, own in shares.items()}
 
 
-def ranked(groups: Sequence[NeuronGroup], edges: Sequence[Edge], importance: Mapping[str, float]) -> dict[str, float]:
-    """Importance of each group: sum over the groups above of |edge weight| x their importance, largest first.
+def ranked(
+    layer: str, groups: Sequence[NeuronGroup], edges: Sequence[Edge], importance: Mapping[str, float]
+) -> tuple[tuple[NeuronGroup, ...], tuple[Edge, ...], dict[str, float]]:
+    """Renumber the groups of a layer from the most to the least important, and the edges with them.
+
+    Importance of a group: sum over the groups above of |edge weight| times their importance.
 
     Args:
         importance: of the groups of the layer above, by id; the logit has 1.
+
+    Returns:
+        Groups and edges with their final ids, and the importance of each group.
     """
-    own = dict.fromkeys((group.id for group in groups), 0.0)
+    total = dict.fromkeys((group.id for group in groups), 0.0)
     for edge in edges:
-        own[edge.source] += abs(edge.weight) * importance[edge.target]
-    return dict(sorted(own.items(), key=lambda item: -item[1]))
+        total[edge.source] += abs(edge.weight) * importance[edge.target]
+    order = sorted(groups, key=lambda group: -total[group.id])
+    new_id = {group.id: f"{layer}/{place}" for place, group in enumerate(order)}
+    return (
+        tuple(replace(group, id=new_id[group.id]) for group in order),
+        tuple(replace(edge, source=new_id[edge.source]) for edge in edges),
+        {new_id[group.id]: total[group.id] for group in order},
+    )

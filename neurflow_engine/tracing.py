@@ -70,7 +70,7 @@ def _restore_forward(module: nn.Module, before: Callable | None) -> None:
         module.forward = before
 
 
-def map_leaves(kind: type, function: Callable, value: object) -> object:
+def map_leaves(kind: type | tuple[type, ...], function: Callable, value: object) -> object:
     """Apply ``function`` to each value of type ``kind`` in nested lists, tuples and dicts; other values pass through."""
     if isinstance(value, kind):
         return function(value)
@@ -168,12 +168,23 @@ def edited(network: Network, layer: str, edit: Callable[[Tensor], Tensor]) -> It
 class _Stub:
     """A module that need not run between two cuts, and the shape of what it returns.
 
-    ``outputs`` holds one structure per call before the cut. Each tensor in it is a (tensor, batch_factor) pair: with a factor the
-    tensor is a stand-in whose first axis is ``batch_factor * n_images``, without one a constant that does not depend on the images.
+    ``outputs`` holds one structure per call before the cut: a ``_Placeholder`` for each tensor that depends on the images, whose first
+    axis is ``batch_factor * n_images``, and the tensor itself where it is a constant.
     """
 
     name: str
     outputs: tuple[object, ...]
+
+    def repeated(self, recorded: Sequence[object], times: int) -> list[object]:
+        """Recorded outputs for ``times`` repetitions of their images; what does not depend on the images stays as it is."""
+        return [self._repeated(known, output, times) for known, output in zip(self.outputs, recorded, strict=True)]
+
+    @staticmethod
+    def _repeated(known: object, output: object, times: int) -> object:
+        leaves: list[object] = []
+        map_leaves((Tensor, _Placeholder), leaves.append, known)
+        of_images = (isinstance(leaf, _Placeholder) for leaf in leaves)
+        return map_leaves(Tensor, lambda tensor: torch.cat([tensor] * times) if next(of_images) else tensor, output)
 
 
 @dataclass(frozen=True)
@@ -288,6 +299,10 @@ class Segment:
                 raise LayerError(f"Between {self.lower} and {self.upper} a branch leads around the cut; its context must be given.")
             context = self._stand_ins(len(lower_output), 0.0, lower_output)
         return self._run(lower_output, context)
+
+    def repeated(self, lower_outputs: Tensor, context: Mapping[str, Sequence[object]] | None, times: int) -> Tensor:
+        """As a call, with ``times`` variants of each image one after the other; the context was recorded for the images once."""
+        return self(lower_outputs, context and {stub.name: stub.repeated(context[stub.name], times) for stub in self._stubs})
 
     def _run(self, lower_output: Tensor, context: Mapping[str, Sequence[object]]) -> Tensor:
         reached: list[Tensor] = []

@@ -1,0 +1,116 @@
+"""What a model predicts on a data folder: the start of every analysis, computed once per model and data.
+
+In: a classifier and an image set. Out: an ``Evaluation`` in the workspace.
+"""
+
+import hashlib
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from neurflow_engine.errors import DataError
+from neurflow_engine.images import ImageBatches
+from neurflow_engine.layers import Anatomy
+from neurflow_engine.models import Classifier
+from neurflow_engine.progress import Progress
+from neurflow_engine.records import LOGITS, ImageSet
+from neurflow_engine.store import MANIFEST, SCHEMA, Evaluation, Workspace, now
+from neurflow_engine.tracing import record
+
+_DEEPEST = 12  # depths for which default layers are noted
+
+
+def evaluate(
+    classifier: Classifier, anatomy: Anatomy, image_set: ImageSet, workspace: Workspace, progress: Progress, workers: int = 0
+) -> Evaluation:
+    """Predictions on all images of a set; a finished evaluation of the same model, classes and data is found, not repeated.
+
+    Raises:
+        DataError: no file of the set can be decoded.
+    """
+    key = "\n".join([classifier.fingerprint, image_set.fingerprint, *classifier.class_names, image_set.label_rule])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    folder = workspace.evaluation_folder(fingerprint[:16])
+    if not (folder / MANIFEST).is_file():
+        with workspace.draft(folder, fingerprint) as draft:
+            began = time.monotonic()
+            table, skipped = _predictions(classifier, image_set, progress, workers)
+            seconds = time.monotonic() - began
+            draft.save_table("predictions", table)
+            draft.publish(
+                {
+                    "schema": SCHEMA,
+                    "evaluation": folder.name,
+                    "created": now(),
+                    "model": model_manifest(classifier),
+                    "data": data_manifest(image_set, len(table), skipped),
+                    "seconds_per_image": seconds / len(table),
+                    "places": [
+                        {"name": name, "n_channels": layer.n_channels, "shape": layer.shape, "stage": name in anatomy.stages}
+                        for name in anatomy.places
+                        for layer in (anatomy.layers[name],)
+                    ],
+                    "default_layers": [anatomy.default(depth) for depth in range(1, _DEEPEST + 1)],
+                }
+            )
+    return Evaluation(folder)
+
+
+def model_manifest(classifier: Classifier) -> dict:
+    """What a manifest says of a classifier."""
+    preprocessing = {name: getattr(classifier.preprocessing, name) for name in classifier.preprocessing.__dataclass_fields__}
+    return {
+        "name": classifier.name,
+        "architecture": classifier.architecture,
+        "checkpoint_sha256": classifier.checkpoint_sha256,
+        "fingerprint": classifier.fingerprint,
+        "class_names": classifier.class_names,
+        "class_names_source": classifier.class_names_source,
+        "preprocessing": preprocessing,
+    }
+
+
+def data_manifest(image_set: ImageSet, n_images: int, skipped: list[dict]) -> dict:
+    """What a manifest says of the data."""
+    return {
+        "root": str(Path(image_set.root).absolute()),
+        "fingerprint": image_set.fingerprint,
+        "n_images": n_images,
+        "skipped": skipped,
+        "label_rule": image_set.label_rule,
+    }
+
+
+def _predictions(classifier: Classifier, image_set: ImageSet, progress: Progress, workers: int) -> tuple[pd.DataFrame, list[dict]]:
+    batches = ImageBatches(image_set.root, [image.path for image in image_set.images], classifier.preprocessing, workers=workers)
+    rows = []
+    with progress.stage("evaluate", total=len(image_set.images)) as tick:
+        for indices, images in batches:
+            logits = record(classifier, images.to(classifier.device), [LOGITS])[LOGITS].float().cpu()
+            probabilities = logits.softmax(1)
+            top = probabilities.topk(min(5, classifier.n_classes))
+            for row, index in enumerate(indices):
+                image = image_set.images[index]
+                rows.append(
+                    {
+                        "path": image.path,
+                        "true": image.true,
+                        "predicted": int(top.indices[row, 0]),
+                        "probability": float(top.values[row, 0]),
+                        "logit": float(logits[row, top.indices[row, 0]]),
+                        "top5": top.indices[row].tolist(),
+                        "top5_probability": top.values[row].tolist(),
+                    }
+                )
+            tick.advance(len(indices))
+    skipped = [{"path": file.path, "reason": file.reason} for file in (*image_set.skipped, *batches.skipped)]
+    if not rows:
+        raise DataError(
+            f"None of the {len(skipped)} images in {image_set.root} can be decoded; the first, {skipped[0]['path']}, {skipped[0]['reason']}."
+        )
+    if not all(torch.isfinite(torch.tensor(row["logit"])) for row in rows):
+        raise DataError("The model gives logits that are not finite numbers on these images; its weights or preprocessing are broken.")
+    table = pd.DataFrame(rows)
+    return table.astype({"true": "Int64"}), skipped

@@ -1,0 +1,397 @@
+"""Runs, evaluations and debug reports on disk, under one workspace folder. Imports neither torch nor timm.
+
+In: records, arrays, tables. Out: folders of Parquet, npy, JSON and JPEG files that are either whole or recognised as unfinished: work in
+progress lies in ``NAME.partial`` with a list of its finished stages, and takes its final name, in one rename, when all of it is there.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+
+from neurflow_engine.errors import InputError, RunError, WorkspaceError, near_matches
+from neurflow_engine.records import Circuit, Edge, Layer, Neuron, NeuronGroup, Patch, ProbeImage, SkippedFile
+
+SCHEMA = 1  # of run folders and of the JSON on stdout
+MANIFEST = "manifest.json"
+_STAGES = "stages.json"
+_PARTIAL = ".partial"
+_CIRCUIT_TABLES = {"images": ProbeImage, "patches": Patch, "neurons": Neuron, "groups": NeuronGroup, "edges": Edge}
+
+Record = TypeVar("Record")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns a failing disk into a WorkspaceError that names the folder and the reason."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WorkspaceError(
+            f"{folder} cannot be written ({reason}); free space, change its permissions or choose another workspace."
+        ) from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there with all of its content or not at all; raises WorkspaceError."""
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(unfinished, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except BaseException:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically; raises WorkspaceError."""
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file of the workspace; raises WorkspaceError when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkspaceError(f"{path} cannot be read ({error}); delete its folder and run the analysis again.") from None
+
+
+class Draft:
+    """A folder being built, stage by stage; see ``Workspace.draft``. What a stage saved is there for whoever goes on after a crash."""
+
+    WORK = "work"  # sub-folder for what only later stages need; gone when the draft is published
+
+    def __init__(self, final: Path, fingerprint: str):
+        """``fingerprint`` says what is being built: remains of something else are deleted, so that they are never taken for its own."""
+        self.final = final
+        self.folder = final.with_name(final.name + _PARTIAL)
+        self._fingerprint = fingerprint
+        known = read_json(self.folder / _STAGES) if (self.folder / _STAGES).is_file() else {}
+        with writing(self.folder):
+            if self.folder.exists() and known.get("fingerprint") != fingerprint:
+                shutil.rmtree(self.folder)
+            (self.folder / self.WORK).mkdir(parents=True, exist_ok=True)
+        self.seconds: dict[str, float] = known["seconds"] if known.get("fingerprint") == fingerprint else {}
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage was finished, now or before an interruption."""
+        return stage in self.seconds
+
+    def finished(self, stage: str, seconds: float) -> None:
+        """Note that all files of a stage are written."""
+        self.seconds[stage] = round(seconds, 3)
+        write_json(self.folder / _STAGES, {"fingerprint": self._fingerprint, "seconds": self.seconds})
+
+    def save_array(self, name: str, array: np.ndarray) -> None:
+        """Save as ``name.npy``."""
+        with writing(self.folder):
+            path = self.folder / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, array, allow_pickle=False)
+
+    def load_array(self, name: str) -> np.ndarray:
+        """Memory-mapped array saved under ``name``."""
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    def save_records(self, name: str, records: Sequence[object]) -> None:
+        """Save frozen records as ``name.parquet``."""
+        with writing(self.folder):
+            pq.write_table(pa.Table.from_pylist([asdict(record) for record in records]), self.folder / f"{name}.parquet")
+
+    def load_records(self, name: str, kind: type[Record]) -> tuple[Record, ...]:
+        """Records saved under ``name``."""
+        return _read_records(self.folder / f"{name}.parquet", kind)
+
+    def save_table(self, name: str, table: pd.DataFrame) -> None:
+        """Save a data frame as ``name.parquet``."""
+        with writing(self.folder):
+            table.to_parquet(self.folder / f"{name}.parquet")
+
+    def publish(self, manifest: dict) -> Path:
+        """Write the manifest and give the folder its final name."""
+        with writing(self.folder):
+            shutil.rmtree(self.folder / self.WORK, ignore_errors=True)
+            (self.folder / _STAGES).unlink(missing_ok=True)
+        write_json(self.folder / MANIFEST, manifest)
+        with writing(self.final.parent):
+            os.replace(self.folder, self.final)
+        return self.final
+
+
+def _read_records(path: Path, kind: type[Record]) -> tuple[Record, ...]:
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{path} cannot be read ({error}); delete its folder and run the analysis again.") from None
+    return TypeAdapter(tuple[kind, ...]).validate_python(rows)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a list of runs shows of one."""
+
+    id: str
+    folder: Path
+    created: datetime
+    model_name: str
+    target_name: str
+    n_images: int
+    layers: tuple[str, ...]
+    n_groups: int
+    seconds: float
+
+
+class Run:
+    """A finished run: a self-contained folder, read when something in it is asked for."""
+
+    def __init__(self, folder: Path):
+        """Raises RunError when the folder holds no whole run of a schema this version can read."""
+        self.folder = Path(folder)
+        if not (self.folder / MANIFEST).is_file():
+            raise RunError(f"{self.folder} is not a finished run (it has no {MANIFEST}); start the same analysis again to finish it.")
+        self.manifest = read_json(self.folder / MANIFEST)
+        if self.manifest.get("schema") != SCHEMA:
+            raise RunError(
+                f"Run {self.folder.name} has schema {self.manifest.get('schema')!r}, this version reads {SCHEMA}; run the analysis again."
+            )
+
+    @property
+    def id(self) -> str:
+        return self.manifest["run"]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.manifest["model"]["class_names"])
+
+    @property
+    def data_root(self) -> Path:
+        return Path(self.manifest["data"]["root"])
+
+    @cached_property
+    def layers(self) -> dict[str, Layer]:
+        """The analysed layers by name, logits first, then deepest to shallowest."""
+        return {layer.name: layer for layer in TypeAdapter(tuple[Layer, ...]).validate_python(self.manifest["layers"])}
+
+    @cached_property
+    def circuit(self) -> Circuit:
+        tables = {name: _read_records(self.folder / f"{name}.parquet", kind) for name, kind in _CIRCUIT_TABLES.items()}
+        target = self.manifest["target"]
+        return Circuit(target["index"], target["name"], tuple(self.layers), **tables)
+
+    def activations(self, layer: str) -> np.ndarray:
+        """Pooled activations of a layer on all patches, (n_patches, n_channels), memory-mapped."""
+        if layer not in self.layers:
+            raise RunError(f"Run {self.id} has no layer {layer!r}; it has {', '.join(self.layers)}.")
+        return np.load(self.folder / "activations" / f"{layer}.npy", mmap_mode="r", allow_pickle=False)
+
+    def patch_thumbnail(self, patch: int) -> Path:
+        """JPEG of a patch in true colours; exists for the patches of all groups."""
+        return self.folder / "thumbnails" / f"patch-{patch}.jpg"
+
+    def image_thumbnail(self, image: int) -> Path:
+        """JPEG of a probe image as the model sees it."""
+        return self.folder / "thumbnails" / f"image-{image}.jpg"
+
+    @property
+    def summary(self) -> RunSummary:
+        manifest = self.manifest
+        return RunSummary(
+            id=self.id,
+            folder=self.folder,
+            created=datetime.fromisoformat(manifest["created"]),
+            model_name=manifest["model"]["name"],
+            target_name=manifest["target"]["name"],
+            n_images=manifest["n_probe_images"],
+            layers=tuple(self.layers),
+            n_groups=manifest["n_groups"],
+            seconds=sum(manifest["seconds"].values()),
+        )
+
+
+class Evaluation:
+    """What a model predicts on a data folder; see ``evaluation.evaluate``."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        if not (self.folder / MANIFEST).is_file():
+            raise RunError(f"{self.folder} is not a finished evaluation; evaluate the model on the folder again.")
+        self.manifest = read_json(self.folder / MANIFEST)
+        self.id: str = self.manifest["evaluation"]
+        self.created = datetime.fromisoformat(self.manifest["created"])
+        self.model_name: str = self.manifest["model"]["name"]
+        self.data_root = Path(self.manifest["data"]["root"])
+        self.class_names = tuple(self.manifest["model"]["class_names"])
+        self.label_rule: str = self.manifest["data"]["label_rule"]
+        self.skipped = [SkippedFile(**file) for file in self.manifest["data"]["skipped"]]
+        self.seconds_per_image: float = self.manifest["seconds_per_image"]
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """One row per readable image, by path: path, true, predicted, probability, top5, top5_probability, logit of the predicted class."""
+        return pd.read_parquet(self.folder / "predictions.parquet")
+
+    @property
+    def places(self) -> list[dict]:
+        """Layers worth offering, from input to output: name, n_channels, shape, stage."""
+        return self.manifest["places"]
+
+    def default_layers(self, depth: int) -> tuple[str, ...]:
+        """The layers an analysis of this depth takes when none are named, deepest first."""
+        by_depth = self.manifest["default_layers"]
+        return tuple(by_depth[min(depth, len(by_depth)) - 1])
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of images of known class that are predicted right, 0..1; None when no true class is known."""
+        known = self.predictions.dropna(subset="true")
+        return float((known["true"] == known["predicted"]).mean()) if len(known) else None
+
+    def confusion(self) -> pd.DataFrame:
+        """Counts of (true, predicted) class names over images of known class."""
+        known = self.predictions.dropna(subset="true")
+        counts = known.groupby(["true", "predicted"]).size().reset_index(name="count")
+        for column in ("true", "predicted"):
+            counts[column] = [self.class_names[index] for index in counts[column]]
+        return counts
+
+    def per_class(self) -> pd.DataFrame:
+        """One row per class that occurs: index, name, images, predicted_images, recall, precision, false_positives, false_negatives,
+        confused_with (the class most often predicted instead)."""
+        frame = self.predictions
+        known = frame.dropna(subset="true")
+        rows = []
+        for index in sorted({int(value) for value in known["true"]} | set(frame["predicted"])):
+            of_class, as_class = known[known["true"] == index], known[known["predicted"] == index]
+            right = int((of_class["predicted"] == index).sum())
+            wrong = of_class.loc[of_class["predicted"] != index, "predicted"].value_counts()
+            rows.append(
+                {
+                    "index": index,
+                    "name": self.class_names[index],
+                    "images": len(of_class),
+                    "predicted_images": int((frame["predicted"] == index).sum()),
+                    "recall": right / len(of_class) if len(of_class) else None,
+                    "precision": right / len(as_class) if len(as_class) else None,
+                    "false_positives": len(as_class) - right,
+                    "false_negatives": len(of_class) - right,
+                    "confused_with": self.class_names[wrong.index[0]] if len(wrong) else None,
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+class Workspace:
+    """The folder that keeps runs, evaluations, debug reports, jobs and labels."""
+
+    def __init__(self, root: Path | str | None = None):
+        """``root``: default is the environment variable NEURFLOW_WORKSPACE, else ``~/.neurflow``."""
+        self.root = Path(root or os.environ.get("NEURFLOW_WORKSPACE") or Path.home() / ".neurflow").expanduser().absolute()
+
+    @property
+    def demo_folder(self) -> Path:
+        """Where the demo writes its images."""
+        return self.root / "demo"
+
+    def run_folder(self, run_id: str) -> Path:
+        return self.root / "runs" / run_id
+
+    def evaluation_folder(self, evaluation_id: str) -> Path:
+        return self.root / "evaluations" / evaluation_id
+
+    def debug_folder(self, report_id: str) -> Path:
+        return self.root / "debug" / report_id
+
+    def runs(self) -> list[RunSummary]:
+        """All whole runs, newest first; unfinished and unreadable folders are passed over."""
+        found = []
+        for folder in self._whole("runs"):
+            with suppress(InputError, KeyError, ValueError):
+                found.append(Run(folder).summary)
+        return sorted(found, key=lambda run: run.created, reverse=True)
+
+    def open_run(self, run: str | Path) -> Run:
+        """A run by its id, or by its folder; raises RunError with near matches."""
+        folder = Path(run)
+        if folder.is_dir():
+            return Run(folder)
+        if os.sep in str(run) or str(run) in ("", ".", ".."):
+            partial = folder.with_name(folder.name + _PARTIAL)
+            raise RunError(
+                f"Run folder {folder} is not finished; start the same analysis again to finish it."
+                if partial.is_dir()
+                else f"Run folder {folder} does not exist."
+            )
+        if self.run_folder(str(run)).is_dir():
+            return Run(self.run_folder(str(run)))
+        if self.run_folder(f"{run}{_PARTIAL}").is_dir():
+            raise RunError(f"Run {run} is not finished; start the same analysis again to finish it.")
+        known = [folder.name for folder in self._whole("runs")]
+        raise RunError(f"There is no run {run!r} in {self.root}.{near_matches(str(run), known) or f' It holds {len(known)} runs.'}")
+
+    def evaluations(self) -> list[Evaluation]:
+        """All whole evaluations, newest first."""
+        found = []
+        for folder in self._whole("evaluations"):
+            with suppress(InputError, KeyError, ValueError):
+                found.append(Evaluation(folder))
+        return sorted(found, key=lambda evaluation: evaluation.created, reverse=True)
+
+    def open_evaluation(self, evaluation_id: str) -> Evaluation:
+        """An evaluation by its id; raises RunError."""
+        if Path(evaluation_id).name != evaluation_id or not self.evaluation_folder(evaluation_id).is_dir():
+            raise RunError(f"There is no evaluation {evaluation_id!r} in {self.root}.")
+        return Evaluation(self.evaluation_folder(evaluation_id))
+
+    def debug_reports(self, run_id: str) -> list[dict]:
+        """Finished debug reports of a run, newest first: the JSON of ``debug RUN --json`` with "report", "images_root" and "created"."""
+        reports = [read_json(folder / MANIFEST) for folder in self._whole("debug")]
+        return sorted((report for report in reports if report["run"] == run_id), key=lambda report: report["created"], reverse=True)
+
+    @contextmanager
+    def draft(self, final: Path, fingerprint: str) -> Iterator[Draft]:
+        """Build or go on building ``final``; only one process at a time. Raises WorkspaceError, RunError when another one is at it."""
+        with writing(final.parent):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(final.with_name(f".{final.name}.lock"))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise RunError(f"{final.name} is being computed by another process; wait for it or cancel it.") from None
+        try:
+            yield Draft(final, fingerprint)
+        finally:
+            lock.release()
+
+    def _whole(self, kind: str) -> list[Path]:
+        folder = self.root / kind
+        try:
+            return [entry for entry in folder.iterdir() if (entry / MANIFEST).is_file() and entry.suffix != _PARTIAL]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise WorkspaceError(f"Workspace {self.root} cannot be read ({error.strerror}).") from None
+
+
+def now() -> str:
+    """The present in UTC, as stored in manifests."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
