@@ -107,9 +107,8 @@ def _predictions(classifier: Classifier, image_set: ImageSet, progress: Progress
             tick.advance(len(indices))
     skipped = [{"path": file.path, "reason": file.reason} for file in (*image_set.skipped, *batches.skipped)]
     if not rows:
-        raise DataError(
-            f"None of the {len(skipped)} images in {image_set.root} can be decoded; the first, {skipped[0]['path']}, {skipped[0]['reason']}."
-        )
+        first = f"{skipped[0]['path']} {skipped[0]['reason']}"
+        raise DataError(f"None of the {len(skipped)} images in {image_set.root} can be decoded; the first: {first}.")
     if not all(torch.isfinite(torch.tensor(row["logit"])) for row in rows):
         raise DataError("The model gives logits that are not finite numbers on these images; its weights or preprocessing are broken.")
     table = pd.DataFrame(rows)

@@ -1,0 +1,381 @@
+"""The command line: ``python -m neurflow_engine COMMAND``.
+
+Results go to stdout (one JSON object with ``--json``), progress and warnings to stderr. Exit code 0 done, 2 bad arguments or input,
+1 failed, 130 interrupted.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from neurflow_engine import progress as progress_
+from neurflow_engine.catalogue import list_models
+from neurflow_engine.config import AnalysisConfig, ModelConfig, checked
+from neurflow_engine.errors import InputError, NeurflowError
+from neurflow_engine.store import SCHEMA, Evaluation, Run, Workspace, write_atomically
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of printing the whole usage."""
+
+    def error(self, message: str):
+        raise InputError(f"{self.prog}: {message}. See {self.prog} --help.")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() for part in parts) or len(parts) > 2:
+        raise argparse.ArgumentTypeError(f"expected a side or HEIGHTxWIDTH in pixels, got {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _json_object(text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r} ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+    return value
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", required=True, metavar="NAME", help="a timm name, hf-hub:..., or local-dir:FOLDER")
+    model.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights: .safetensors, .pth, .pt, .bin")
+    model.add_argument("--model-kwargs", type=_json_object, default={}, metavar="JSON", help="arguments of the architecture")
+    model.add_argument("--class-map", type=Path, metavar="FILE", help="class names: one per line, CSV or JSON")
+    model.add_argument("--random-weights", action="store_true", help="untrained weights (to try things out)")
+    model.add_argument("--input-size", type=_size, metavar="SIDE|HxW")
+    model.add_argument("--crop-pct", type=float)
+    model.add_argument("--crop-mode", choices=("center", "squash", "border"))
+    model.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"))
+    model.add_argument("--mean", type=_numbers, metavar="A,B,C")
+    model.add_argument("--std", type=_numbers, metavar="A,B,C")
+
+
+def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON object")
+    common.add_argument("--workspace", type=Path, metavar="DIR", help="default: $NEURFLOW_WORKSPACE, else ~/.neurflow")
+    common.add_argument("--events", type=Path, help=argparse.SUPPRESS)  # progress as JSON lines, for jobs.py
+    parser = _Parser(prog="python -m neurflow_engine", description="Find out why an image classifier is wrong.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, work: Callable, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help, parents=[common])
+        added.set_defaults(work=work)
+        return added
+
+    models = command("models", _models, "timm models with input size, layers, and whether weights are local")
+    models.add_argument("pattern", nargs="?", help="part of a name, or a pattern with * and ?")
+
+    evaluate = command("evaluate", _evaluate, "per-class accuracy, false positives and negatives, confusions")
+    _add_model_flags(evaluate)
+    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
+    _add_machine_flags(evaluate)
+
+    analyze = command("analyze", _analyze, "build a run; resumes it if it was interrupted, finds it if it is finished")
+    _add_model_flags(analyze)
+    analyze.add_argument("--data", type=Path, required=True, metavar="DIR")
+    analyze.add_argument("--target", required=True, metavar="NAME|INDEX")
+    analyze.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: in the workspace)")
+    _add_method_flags(analyze)
+    _add_machine_flags(analyze)
+
+    circuit = command("circuit", _circuit, "the circuit of a run")
+    circuit.add_argument("run")
+
+    debug = command("debug", _debug, "groups that mislead the model; with --mask, predictions before and after silencing them")
+    debug.add_argument("run")
+    debug.add_argument("--images", type=Path, required=True, metavar="DIR")
+    debug.add_argument("--mask", type=_names, metavar="G1,G2", help="groups to silence")
+    debug.add_argument("--draws", type=int, default=None, help="random neuron sets in the control")
+    debug.add_argument("--seed", type=int, default=0)
+    _add_machine_flags(debug)
+
+    export = command("export", _export, "a report to hand over")
+    export.add_argument("run")
+    export.add_argument("--format", choices=("json", "html", "csv"), required=True)
+    export.add_argument("--out", type=Path, required=True, metavar="FILE")
+
+    demo = command("demo", _demo, "write the embedded demo images and analyse them")
+    _add_machine_flags(demo)
+    return parser
+
+
+def _add_method_flags(parser: argparse.ArgumentParser) -> None:
+    method = parser.add_argument_group("method")
+    where = method.add_mutually_exclusive_group()
+    where.add_argument("--layers", type=_names, metavar="A,B,C", help="without the logits, deepest first")
+    where.add_argument("--depth", type=int, help="how many layers below the logits, where none are named")
+    method.add_argument("--tau", type=int, help="core neurons of a neuron, at most")
+    method.add_argument("--top-k", type=int, help="patches in the concept of a neuron")
+    method.add_argument("--max-images", type=int, help="probe images, at most")
+    method.add_argument("--granularities", type=_numbers, metavar="A,B,C", help="window side / image side")
+    method.add_argument("--max-groups", type=int, help="neuron groups of a layer, at most")
+    method.add_argument("--seed", type=int)
+
+
+def _chosen(arguments: argparse.Namespace, names: Sequence[str]) -> dict:
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
+def _model_config(arguments: argparse.Namespace) -> ModelConfig:
+    fields = tuple(name for name in ModelConfig.model_fields if name != "name")
+    return checked(ModelConfig, name=arguments.model, **_chosen(arguments, fields))
+
+
+def _models(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    found = list_models(arguments.pattern)
+    rows = [
+        {
+            "name": info.name,
+            "family": info.family,
+            "input_size": info.input_size,
+            "parameters": info.n_parameters,
+            "layers": info.stages,
+            "pretrained": info.pretrained,
+            "weights_local": info.weights_local,
+        }
+        for info in found
+    ]
+    lines = []
+    for info in found:
+        size, local = "x".join(map(str, info.input_size or ())), "local" if info.weights_local else ""
+        lines.append(f"{info.name:<50} {size:>9}  {local:<6}{', '.join(info.stages)}")
+    return {"schema": SCHEMA, "models": rows}, "\n".join(lines) or f"No timm model matches {arguments.pattern!r}."
+
+
+def _evaluate(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine.evaluation import evaluate
+    from neurflow_engine.pipeline import prepare
+
+    subject = prepare(_model_config(arguments), arguments.data, arguments.device)
+    found = evaluate(subject.classifier, subject.anatomy, subject.image_set, workspace, progress, arguments.workers)
+    _warn_of_skipped(found)
+    return _evaluation_json(found), _evaluation_text(found)
+
+
+def _evaluation_json(evaluation: Evaluation) -> dict:
+    return {
+        "schema": SCHEMA,
+        "evaluation": evaluation.id,
+        "model": {key: evaluation.manifest["model"][key] for key in ("name", "checkpoint_sha256")},
+        "images": len(evaluation.predictions),
+        "accuracy": evaluation.accuracy,
+        "label_rule": evaluation.label_rule,
+        "classes": json.loads(evaluation.per_class().to_json(orient="records")),
+        "confusions": evaluation.confusion().to_dict(orient="records"),
+        "skipped": evaluation.manifest["data"]["skipped"],
+        "layers": evaluation.places,
+    }
+
+
+def _evaluation_text(evaluation: Evaluation) -> str:
+    accuracy = "true classes unknown" if evaluation.accuracy is None else f"{evaluation.accuracy:.1%} right"
+    table = evaluation.per_class().drop(columns="index").to_string(index=False, na_rep="", float_format="{:.3f}".format)
+    return f"{len(evaluation.predictions)} images, {accuracy} ({evaluation.label_rule})\n{table}"
+
+
+def _warn_of_skipped(evaluation: Evaluation) -> None:
+    if evaluation.skipped:
+        examples = "; ".join(f"{file.path} {file.reason}" for file in evaluation.skipped[:3])
+        print(f"{len(evaluation.skipped)} files left out: {examples}{'; ...' if len(evaluation.skipped) > 3 else ''}", file=sys.stderr)
+
+
+def _analyze(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine.pipeline import analyze
+
+    fields = [name for name in AnalysisConfig.model_fields if name not in ("model", "data", "target") and hasattr(arguments, name)]
+    config = checked(
+        AnalysisConfig, model=_model_config(arguments), data=arguments.data, target=arguments.target, **_chosen(arguments, fields)
+    )
+    return _run_result(analyze(config, workspace, arguments.out, progress))
+
+
+def _run_result(run: Run) -> tuple[dict, str]:
+    summary = run.summary
+    result = {
+        "schema": SCHEMA,
+        "run": run.id,
+        "folder": str(run.folder),
+        "evaluation": run.manifest["evaluation"],
+        "groups": summary.n_groups,
+        "probe_images": summary.n_images,
+        "skipped": run.manifest["data"]["skipped"],
+        "seconds": run.manifest["seconds"],
+        "peak_memory_mb": run.manifest["peak_memory_mb"],
+    }
+    text = f"run {run.id}: {summary.n_groups} groups of {summary.target_name} from {summary.n_images} images in {run.folder}"
+    return result, text
+
+
+def _circuit(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine.circuit_json import as_json
+
+    run = workspace.open_run(arguments.run)
+    lines = [f"{run.circuit.target_name} ({run.summary.model_name}, {run.summary.n_images} images)"]
+    for group in run.circuit.groups:
+        inputs = ", ".join(f"{edge.source} {edge.weight:+.2f}" for edge in run.circuit.inputs(group.id)[:4])
+        lines.append(f"{group.id:<16} {len(group.neurons):>3} neurons {len(group.patches):>4} patches  {inputs and 'built from ' + inputs}")
+    return as_json(run, _labels(workspace, run)), "\n".join(lines)
+
+
+def _labels(workspace: Workspace, run: Run) -> dict[str, str]:
+    """Names in force; a circuit without names is worth more than none, so a workspace without labels is no error."""
+    from neurflow_engine.labels import LabelStore
+
+    if not workspace.root.is_dir():
+        return {}
+    store = LabelStore.for_workspace(workspace.root)
+    try:
+        return {group: label.text for group, label in store.for_run(run.id).items() if label.text}
+    finally:
+        store.close()
+
+
+def _debug(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine import debugging
+    from neurflow_engine.images import scan
+
+    run = workspace.open_run(arguments.run)
+    draws = debugging.DRAWS if arguments.draws is None else arguments.draws
+    if draws < 1:
+        raise InputError(f"--draws {draws}: a control needs at least one random draw.")
+    if arguments.mask is None:
+        report = debugging.find_misleading(
+            run, arguments.images, workspace, progress, arguments.device, arguments.workers, draws, arguments.seed
+        )
+        return report, _report_text(report)
+    if not arguments.mask:
+        raise InputError("--mask names no group; give group ids separated by commas.")
+    image_set = scan(arguments.images)
+    debugger = debugging.Debugger(run, arguments.device)
+    result = debugging.silence_folder(debugger, image_set, arguments.mask, progress, draws, arguments.seed)
+    lines = (
+        f"{before['path']}: {_top1(before)} -> {_top1(after)} (control changes {control['changed']:.0%} of draws)"
+        for before, after, control in zip(result["before"], result["after"], result["control"]["images"], strict=True)
+    )
+    return result, "\n".join(lines)
+
+
+def _top1(row: dict) -> str:
+    return f"{row['top5'][0]['name']} {row['top5'][0]['probability']:.2f}"
+
+
+def _report_text(report: dict) -> str:
+    lines = [f"{report['n_wrong']} wrong images, {report['n_clean']} clean ones, {report['draws']} random draws"]
+    for group in report["groups"]:
+        control = group["control_recovered"]
+        lines.append(
+            f"{'!' if group['misleading'] else ' '} {group['id']:<16} recovered {group['recovered']:.2f} "
+            f"(random {control['mean']:.2f} [{control['low']:.2f}, {control['high']:.2f}]) p {group['p_value']:.3f} "
+            f"clean accuracy {group['clean_accuracy_change']:+.3f}"
+        )
+    if not any(group["misleading"] for group in report["groups"]):
+        lines.append("No group is clearly misleading.")
+    return "\n".join(lines)
+
+
+def _export(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine.report import export
+
+    run = workspace.open_run(arguments.run)
+    content = export(run, arguments.format, _labels(workspace, run))
+    write_atomically(arguments.out.absolute(), content)
+    return {"schema": SCHEMA, "file": str(arguments.out), "bytes": len(content)}, f"wrote {arguments.out} ({len(content):,} bytes)"
+
+
+def _demo(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine import demo
+    from neurflow_engine.pipeline import analyze
+    from neurflow_engine.store import writing
+
+    images = workspace.demo_folder / "images"
+    if not images.is_dir():
+        with progress.stage("images"), writing(workspace.demo_folder):
+            workspace.demo_folder.parent.mkdir(parents=True, exist_ok=True)
+            demo.write_images(workspace.demo_folder)
+    config = AnalysisConfig(
+        model=ModelConfig(name=f"local-dir:{demo.MODEL_FOLDER}"), data=images, target=demo.TARGET, device=arguments.device, **demo.SETTINGS
+    )
+    return _run_result(analyze(config, workspace, None, progress))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; nothing but the result goes to stdout, no traceback is ever shown."""
+    progress: progress_.Progress = progress_.Silent()
+    try:
+        arguments = _parser().parse_args(argv)
+        progress = progress_.Both(progress_.Bars(), progress_.Events(arguments.events)) if arguments.events else progress_.Bars()
+        _stop_on_signals(progress)
+        result, text = arguments.work(arguments, Workspace(arguments.workspace), progress)
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False) if arguments.json else text, flush=True)
+        return _ended(progress, DONE, "done", None)
+    except (progress_.Cancelled, KeyboardInterrupt):
+        return _ended(progress, INTERRUPTED, "cancelled", "Cancelled; what was finished is kept, start it again to resume.")
+    except InputError as error:
+        return _ended(progress, BAD_INPUT, "failed", str(error))
+    except NeurflowError as error:
+        return _ended(progress, FAILED, "failed", str(error))
+    except BrokenPipeError:
+        return _ended(progress, FAILED, "failed", "Nobody reads the output any more.")
+    except Exception as error:
+        _write_traceback(arguments.events)
+        return _ended(progress, FAILED, "failed", f"Unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+
+
+def _ended(progress, code: int, event: str, sentence: str | None) -> int:
+    if sentence:
+        with suppress(OSError):
+            print(" ".join(sentence.split()), file=sys.stderr, flush=True)
+    progress.finish(event, sentence)
+    return code
+
+
+def _write_traceback(events: Path | None) -> None:
+    """Keep the details of an unexpected error beside a job's events, for whoever mends it."""
+    import traceback
+
+    if events:
+        with suppress(OSError):
+            events.with_name("traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+
+
+def _stop_on_signals(progress) -> None:
+    """The first SIGINT or SIGTERM ends the work at its next step, a second SIGINT at once."""
+
+    def stop(number, frame):
+        progress.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(ValueError):  # not in the main thread, as in a test that calls main()
+            signal.signal(number, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
