@@ -1,0 +1,77 @@
+"""NeurFlow Debugger: navigation, and the frame around every page. Start with ``streamlit run app.py``."""
+
+from html import escape
+from pathlib import Path
+
+import streamlit as st
+
+from neurflow_engine.jobs import JobState
+from pages.ui import cached, session, show
+
+st.set_page_config(page_title="NeurFlow Debugger", page_icon=str(Path(__file__).parent / ".streamlit" / "favicon.png"), layout="wide")
+
+PAGES = ("Analyze", "Circuit", "Debug", "Labels")
+
+
+def open_run() -> None:
+    """The open run as a card, and a way to open another one."""
+    runs = {run.id: run for run in cached.workspace().runs()}
+    if runs and not session.get("run"):
+        session.open_run(next(iter(runs)))
+    current = runs.get(session.get("run") or "")
+    if current:
+        name, model = escape(current.target_name), escape(show.model_name(current.model_name))
+        st.html(
+            f'<div class="nf-card"><b>{name}</b><div>{model}</div><div>{current.n_images} images · {current.n_groups} groups · '
+            f"{len(current.layers)} layers</div><div>{show.age(current.created)} · took {show.duration(current.seconds)}</div>"
+            f'<div title="{escape(current.id)}" style="opacity:.55">{escape(current.id)}</div></div>'
+        )
+    elif not runs:
+        st.caption("No run yet. Analyse the demo: it takes less than a minute.")
+    others = [run for run in runs if run != session.get("run")]
+    if others:
+        st.selectbox(
+            "Switch to another run",
+            others,
+            index=None,
+            format_func=lambda run: f"{runs[run].target_name} · {show.model_name(runs[run].model_name)} · {show.age(runs[run].created)}",
+            placeholder="Open another run …",
+            label_visibility="collapsed",
+            key="switch_run",
+            on_change=lambda: session.open_run(session.value("switch_run")),
+        )
+
+
+def running_jobs() -> None:
+    """Running jobs with their progress; the whole page runs again when one of them begins or ends."""
+    with show.sentences():
+        running = [job for job in cached.jobs().all() if job.running]
+        for job in running:
+            with st.container(border=True, key=f"job_{job.id}"):
+                st.text(job.title)
+                show.job_progress(job, stages=False)
+                st.button("Cancel", key=f"cancel_{job.id}", on_click=session.quietly(lambda job=job: cached.jobs().cancel(job.id)))
+        if session.changed("running jobs", tuple(job.id for job in running)):
+            st.rerun(scope="app")
+
+
+def ended_jobs() -> None:
+    """One message for every job that ended while this tab watched."""
+    for job in cached.jobs().all()[:20]:
+        if session.ended(job.id, job.running) and job.state == JobState.DONE:
+            session.tell("done", f"{job.title}: done in {show.duration(job.seconds)}.")
+
+
+page = st.navigation([st.Page(f"pages/{name.lower()}.py", title=name, default=name == "Analyze") for name in PAGES], position="top")
+show.frame()
+with show.sentences():
+    session.restore(page.title.lower())
+    with st.sidebar:
+        st.html('<div class="nf-name" style="font-size:1.05rem">NeurFlow Debugger</div>')
+        open_run()
+        busy = any(job.running for job in cached.jobs().all())
+        st.fragment(running_jobs, run_every=1.0 if busy else 5.0)()
+    ended_jobs()
+    show.notice()
+with show.sentences():
+    page.run()

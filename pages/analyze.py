@@ -1,0 +1,393 @@
+"""Analyze: which class should I look at, and what will it cost?"""
+
+from pathlib import Path
+
+import altair as alt
+import pandas as pd
+import streamlit as st
+
+from neurflow_engine import cost, demo
+from neurflow_engine.config import AnalysisConfig, checked
+from neurflow_engine.errors import InputError
+from neurflow_engine.jobs import JobState
+from neurflow_engine.store import Evaluation
+from pages.ui import cached, commands, session, show
+
+MODELS, IMAGES = ("Demo", "timm model", "My checkpoint"), ("Demo", "Folder")
+LARGEST_MAP, LARGEST_NUMBERED = 30, 14  # classes in the confusion map; classes up to which its cells carry numbers
+
+
+def follow_job() -> None:
+    """Open what the job that was started here has made."""
+    if not session.get("job"):
+        return
+    job = cached.jobs().get(session.get("job"))
+    result = job.result()
+    if result is None:
+        if not job.running and job.state != JobState.CANCELLED:
+            show.job_progress(job)
+        return
+    session.put(job=None, evaluation=result["evaluation"], target=None)
+    if "run" in result:
+        session.open_run(result["run"])
+        session.go("circuit", run=result["run"])
+    st.rerun()
+
+
+def progress(kinds: tuple[str, ...]) -> None:
+    """The job that runs, live."""
+
+    def watch() -> None:
+        with show.sentences():
+            job = commands.latest(*kinds)
+            if job and job.running:
+                with st.container(border=True):
+                    st.text(job.title)
+                    show.job_progress(job)
+                    st.button("Cancel", key=f"stop_{job.id}", on_click=session.quietly(lambda: cached.jobs().cancel(job.id)))
+
+    job = commands.latest(*kinds)
+    if job and job.running:
+        st.fragment(watch, run_every=0.5)()
+
+
+def welcome() -> None:
+    """The one click of a first visit."""
+    with st.container(border=True):
+        words, button = st.columns([3, 1], vertical_alignment="center")
+        with words:
+            st.subheader("See it on the demo first", anchor=False)
+            st.write(
+                "A small classifier of drawn pictures, and a secret: one class learned a shortcut. The analysis takes less than a minute, "
+                "needs no network, and leads to the circuit of that class."
+            )
+        button.button("Analyse the demo", type="primary", key="start_demo", width="stretch", on_click=session.quietly(start_demo))
+
+
+def start_demo() -> None:
+    session.put(job=commands.demo().id)
+
+
+def chosen_model() -> dict | None:
+    """Fields of a ModelConfig from the form; None while something is missing."""
+    kind = st.segmented_control("Model", MODELS, default="Demo", required=True, key="model_kind", persist_state="session")
+    if kind == "Demo":
+        st.caption(f"The embedded classifier of {len(demo.CLASSES)} kinds of drawn pictures.")
+        return {"name": f"local-dir:{demo.MODEL_FOLDER}"}
+    if kind == "timm model":
+        name = architecture("architecture", "Type to search by name, family or size")
+        random = st.checkbox(
+            "Random weights", key="random_weights", persist_state="session", help="Untrained; only to try whether an architecture works."
+        )
+        return {"name": name, "random_weights": random} if name else None
+    path = st.text_input(
+        "Weights", key="checkpoint", persist_state="session", placeholder="/path/to/model.safetensors, .pth, .pt, .bin, or a timm model folder"
+    ).strip()
+    if not path:
+        return None
+    weights = Path(path).expanduser().absolute()
+    if weights.is_dir():
+        st.caption("A folder in timm's format: it says itself what it holds.")
+        return {"name": f"local-dir:{weights}"}
+    name = architecture("checkpoint_architecture", "The architecture that the weights belong to")
+    class_map = st.text_input(
+        "Class names (optional)", key="class_map", persist_state="session", placeholder="/path/to/classes.txt, .csv or .json"
+    ).strip()
+    return {"name": name, "checkpoint": str(weights), "class_map": class_map or None} if name else None
+
+
+def architecture(key: str, placeholder: str) -> str | None:
+    """One of timm's architectures."""
+    known = {info.name: info for info in cached.models()}
+
+    def described(name: str) -> str:
+        info = known[name]
+        parts = [name, info.family, info.input_size and f"{info.input_size[0]} px", info.n_parameters and f"{info.n_parameters / 1e6:.1f} M"]
+        return " · ".join(part for part in (*parts, "weights here" if info.weights_local else "") if part)
+
+    return st.selectbox(
+        "Architecture", list(known), index=None, format_func=described, placeholder=placeholder, key=key, persist_state="session"
+    )
+
+
+def chosen_images() -> Path | None:
+    """The folder of the form; None while it is missing."""
+    kind = st.segmented_control("Images", IMAGES, default="Demo", required=True, key="image_kind", persist_state="session")
+    if kind == "Demo":
+        st.caption("Drawn by this program into its workspace; one folder per class.")
+        return cached.workspace().demo_folder / "images"
+    path = st.text_input(
+        "Folder", key="image_folder", persist_state="session", placeholder="/path/to/images (one folder per class, or flat)"
+    ).strip()
+    return Path(path).expanduser().absolute() if path else None
+
+
+def start_evaluation(model: dict, images: Path) -> None:
+    if images == cached.workspace().demo_folder / "images":
+        demo.write_images(cached.workspace().demo_folder)
+    if not images.is_dir():
+        raise InputError(f"Data folder {images} does not exist; give the path of a folder on the machine that this app runs on.")
+    title = f"Evaluate {show.model_name(model['name'])} on {images.name}"
+    session.put(job=commands.evaluate(commands.model_flags(model), images, title).id)
+
+
+def form() -> None:
+    """Which model, which images, and the button that evaluates."""
+    with st.container(border=True):
+        left, middle, right = st.columns([5, 5, 2], gap="medium")
+        with left:
+            model = chosen_model()
+        with middle:
+            images = chosen_images()
+        with right:
+            st.space("small")
+            st.button(
+                "Evaluate",
+                key="evaluate",
+                type="primary",
+                width="stretch",
+                disabled=not (model and images),
+                on_click=session.quietly(lambda: start_evaluation(model, images)),
+            )
+        progress(("evaluate",))
+
+
+def summary(evaluation: Evaluation, classes: pd.DataFrame) -> None:
+    """The evaluation in one line."""
+    known = classes[classes["images"] > 0]
+    cells = st.columns(4)
+    cells[0].metric("Images", f"{len(evaluation.predictions):,}")
+    cells[1].metric("Predicted right", show.percent(evaluation.accuracy, 1))
+    if len(known):
+        worst, false = known.sort_values("recall").iloc[0], classes.sort_values("false_positives").iloc[-1]
+        cells[2].metric("Worst class", show.percent(worst["recall"]))
+        cells[2].text(worst["name"])
+        cells[3].metric("Most false positives", f"{false['false_positives']}")
+        cells[3].text(false["name"])
+    notes = f"{show.model_name(evaluation.model_name)} on {evaluation.data_root} · {evaluation.label_rule}"
+    st.html(f'<div class="nf-small">{show.escape(notes)}</div>')
+    if evaluation.skipped:
+        with st.expander(f"{len(evaluation.skipped)} files left out"):
+            st.dataframe(pd.DataFrame([vars(file) for file in evaluation.skipped]), hide_index=True)
+
+
+def confusion_map(evaluation: Evaluation, classes: pd.DataFrame) -> None:
+    """True against predicted classes; a click takes the predicted class."""
+    errors = classes.set_index("name")[["false_positives", "false_negatives"]].sum(axis=1).sort_values(ascending=False)
+    names = sorted(errors.index[:LARGEST_MAP])
+    counts = evaluation.confusion()
+    counts["share"] = counts["count"] / counts.groupby("true")["count"].transform("sum")
+    counts["right"] = counts["true"] == counts["predicted"]
+    counts = counts[counts["true"].isin(names) & counts["predicted"].isin(names)]
+    clicked = alt.selection_point(name="cell", fields=["true", "predicted"], toggle=False)
+    axis = alt.Axis(labelLimit=110, ticks=False, domain=False)
+    base = alt.Chart(counts).encode(
+        x=alt.X("predicted:N", scale=alt.Scale(domain=names), title="predicted", axis=alt.Axis(labelLimit=110, labelAngle=-40, ticks=False)),
+        y=alt.Y("true:N", scale=alt.Scale(domain=names), title="true", axis=axis),
+        tooltip=["true", "predicted", "count", alt.Tooltip("share:Q", format=".1%", title="of the true class")],
+    )
+    colour = alt.condition("datum.right", alt.value("#0F766E"), alt.value(show.ADDS))
+    opacity = alt.Opacity("share:Q", scale=alt.Scale(type="sqrt", domain=[0, 1], range=[0.08, 1]), legend=None)
+    cells = base.mark_rect(cornerRadius=3, cursor="pointer").encode(color=colour, opacity=opacity).add_params(clicked)
+    layers = [cells]
+    if len(names) <= LARGEST_NUMBERED:
+        layers.append(base.mark_text(fontSize=11, opacity=0.9).encode(text="count:Q"))
+    chart = alt.layer(*layers).properties(height=max(260, 26 * len(names) + 90))
+    key = f"map_{evaluation.id}"
+
+    def pick() -> None:
+        cell = session.value(key)["selection"]["cell"]
+        if cell:
+            session.put(target=str(evaluation.class_names.index(cell[0]["predicted"])))
+
+    st.altair_chart(chart, key=key, on_select=pick, selection_mode="cell")
+    more = f"The {LARGEST_MAP} classes with most errors. " if len(errors) > LARGEST_MAP else ""
+    st.caption(f"{more}Rows: true class; columns: what the model says. Click a cell to look at the class it was taken for.")
+
+
+def class_table(evaluation: Evaluation, classes: pd.DataFrame) -> None:
+    """One row per class; a click takes the class."""
+    rows = classes.sort_values(["false_positives", "predicted_images"], ascending=False).reset_index(drop=True)
+    key = f"classes_{evaluation.id}"
+
+    def pick() -> None:
+        chosen = session.value(key)["selection"]["rows"]
+        if chosen:
+            session.put(target=str(rows.loc[chosen[0], "index"]))
+
+    share = {"format": "percent", "min_value": 0.0, "max_value": 1.0}
+    st.dataframe(
+        rows,
+        key=key,
+        on_select=pick,
+        selection_mode="single-row",
+        hide_index=True,
+        height=min(35 * len(rows) + 38, 480),
+        column_order=["name", "images", "predicted_images", "recall", "precision", "false_positives", "false_negatives", "confused_with"],
+        column_config={
+            "name": st.column_config.TextColumn("class", pinned=True),
+            "images": st.column_config.NumberColumn("n", help="images of this class"),
+            "predicted_images": st.column_config.NumberColumn("predicted", help="images predicted as this class"),
+            "recall": st.column_config.ProgressColumn("recall", help="share of its images that are predicted right", **share),
+            "precision": st.column_config.ProgressColumn("precision", help="share of its predictions that are right", **share),
+            "false_positives": st.column_config.NumberColumn("FP", help="images of other classes predicted as this one"),
+            "false_negatives": st.column_config.NumberColumn("FN", help="images of this class predicted as another one"),
+            "confused_with": st.column_config.TextColumn("confused with", help="the class most often predicted instead"),
+        },
+    )
+    st.caption("Click a row to analyse its class. FP: images of other classes taken for this one. FN: its images taken for another.")
+
+
+def settings() -> dict:
+    """The method's settings, with its defaults."""
+    field = {name: AnalysisConfig.model_fields[name].default for name in ("max_images", "tau", "top_k", "max_groups", "seed", "granularities")}
+    columns = st.columns(5)
+    labels = {
+        "max_images": ("Images, at most", "images predicted as the class that are looked at"),
+        "tau": ("Core neurons", "core neurons of a neuron, at most (tau)"),
+        "top_k": ("Patches", "patches that make the concept of a neuron (top k)"),
+        "max_groups": ("Groups", "neuron groups of a layer, at most"),
+        "seed": ("Seed", "of the sample of images; the same seed gives the same circuit"),
+    }
+    least = {"max_groups": 2, "seed": 0}
+    chosen = {
+        name: column.number_input(
+            label, min_value=least.get(name, 1), value=field[name], key=f"setting_{name}", persist_state="session", help=text
+        )
+        for column, (name, (label, text)) in zip(columns, labels.items(), strict=True)
+    }
+    sizes = {1.0: "whole image", 0.5: "half", 0.25: "quarter", 0.125: "eighth"}
+    chosen["granularities"] = st.pills(
+        "Patch sizes", list(sizes), selection_mode="multi", default=list(field["granularities"]), format_func=sizes.get, key="setting_sizes",
+        persist_state="session", help="side of a patch as a share of the image's side",
+    )  # fmt: skip
+    return chosen
+
+
+def analysis(evaluation: Evaluation, classes: pd.DataFrame) -> None:
+    """Class, layers and settings, what they cost, and the button."""
+    candidates = classes[classes["predicted_images"] > 0].sort_values(["false_positives", "predicted_images"], ascending=False)
+    indices = [int(index) for index in candidates["index"]]
+    asked = session.get("target")
+    target = int(asked) if asked and asked.isdecimal() and int(asked) in indices else indices[0]
+    names = evaluation.class_names
+    depths = {place["name"]: place for place in reversed(evaluation.places)}
+
+    def described(layer: str) -> str:
+        place = depths[layer]
+        return f"{layer} · {place['n_channels']}" if place["stage"] else f"{layer} · {place['n_channels']} (within a stage)"
+
+    with st.container(border=True):
+        first, second, third = st.columns([3, 6, 2], gap="medium")
+        session.set_value("target_class", target)
+        first.selectbox(
+            "Class", indices, format_func=lambda index: names[index], key="target_class",
+            on_change=lambda: session.put(target=str(session.value("target_class"))),
+        )  # fmt: skip
+        layers = second.multiselect(
+            "Layers, deepest first", list(depths), default=[name for name in evaluation.default_layers(3) if name in depths],
+            format_func=described, key=f"layers_{evaluation.id}", persist_state="session",
+        )  # fmt: skip
+        layers = [name for name in depths if name in layers]
+        with st.expander("Settings"):
+            chosen = settings()
+        row = candidates[candidates["index"] == target].iloc[0]
+        n_images = min(int(row["predicted_images"]), chosen["max_images"])
+        ready = bool(layers and chosen["granularities"])
+        flags = commands.flags_of(evaluation)
+        text = f"{n_images} of {row['predicted_images']} predicted images · {len(layers)} layers below the logits"
+        if ready:
+            model = {"name": evaluation.model_name}
+            config = checked(AnalysisConfig, model=model, data=evaluation.data_root, target=str(target), layers=tuple(layers), **chosen)
+            price = cost.predict(evaluation, n_images, len(layers), config)
+            text += f" · about {show.duration(price.seconds)}, {price.memory_mb / 1024:.1f} GB"
+        with third:
+            st.space("small")
+            st.button(
+                "Analyze", key="analyze", type="primary", width="stretch", disabled=not (ready and flags),
+                on_click=session.quietly(lambda: start_analysis(evaluation, flags, target, layers, chosen)),
+            )  # fmt: skip
+        st.caption(text if ready else "Choose at least one layer and one patch size.")
+        if flags is None:
+            st.caption("This evaluation was made outside the app; evaluate the model here once more to analyse it.")
+        progress(("analyze", "demo"))
+
+
+def start_analysis(evaluation: Evaluation, flags: list[str], target: int, layers: list[str], chosen: dict) -> None:
+    session.put(job=commands.analyze(flags, evaluation.data_root, target, evaluation.class_names[target], layers, chosen).id)
+
+
+def earlier_evaluations(current: Evaluation) -> None:
+    """Another evaluation to look at."""
+    others = {one.id: one for one in cached.workspace().evaluations() if one.id != current.id}
+    if others:
+        st.selectbox(
+            "Evaluated before", list(others), index=None, key="other_evaluation", label_visibility="collapsed",
+            placeholder="Evaluated before …",
+            format_func=lambda one: f"{show.model_name(others[one].model_name)} on {others[one].data_root} · {show.age(others[one].created)}",
+            on_change=lambda: session.put(evaluation=session.value("other_evaluation"), target=None),
+        )  # fmt: skip
+
+
+def earlier_runs() -> None:
+    """Runs to open."""
+    runs = cached.workspace().runs()
+    if not runs:
+        return
+    st.subheader("Earlier runs", anchor=False)
+    for run in runs[:8]:
+        with st.container(border=True):
+            words, button = st.columns([7, 1], vertical_alignment="center")
+            facts = f"{show.model_name(run.model_name)} · {run.n_images} images · {run.n_groups} groups · {', '.join(run.layers)}"
+            took = f"{show.age(run.created)} · took {show.duration(run.seconds)}"
+            words.html(f'<b>{show.escape(run.target_name)}</b><div class="nf-small">{show.escape(facts)} · {took}</div>')
+            if button.button("Open", key=f"open_{run.id}", width="stretch"):
+                session.open_run(run.id)
+                session.go("circuit", run=run.id)
+    if len(runs) > 8:
+        st.caption(f"{len(runs) - 8} older runs: in the list at the left.")
+
+
+def shown_evaluation() -> Evaluation | None:
+    """The evaluation in the address, or that of the open run, or the newest."""
+    if session.get("evaluation"):
+        return cached.evaluation(session.get("evaluation"))
+    evaluations = cached.workspace().evaluations()
+    if session.get("run"):
+        own = cached.run(session.get("run")).manifest["evaluation"]
+        evaluations = [one for one in evaluations if one.id == own] or evaluations
+    return evaluations[0] if evaluations else None
+
+
+show.heading("Analyze", "Which class should I look at, and what will it cost?")
+follow_job()
+found = None
+with show.sentences():
+    found = shown_evaluation()
+if not cached.workspace().runs():
+    welcome()
+    if found is None:
+        progress(("demo", "analyze"))
+st.subheader("1 · Model and images", anchor=False)
+form()
+if found is None:
+    show.empty("Nothing evaluated yet", "Choose a model and images above and press Evaluate: the app shows where the model is wrong.")
+else:
+    overview = found.per_class()
+    title, other = st.columns([3, 2], vertical_alignment="bottom")
+    title.subheader("2 · Where the model is wrong", anchor=False)
+    with other:
+        earlier_evaluations(found)
+    summary(found, overview)
+    if found.accuracy is not None:
+        chart, table = st.columns([5, 7], gap="medium")
+        with chart:
+            confusion_map(found, overview)
+        with table:
+            class_table(found, overview)
+    else:
+        st.info("No true classes are known for these images, so right and wrong cannot be told apart; any predicted class can be analysed.")
+        class_table(found, overview)
+    st.subheader("3 · Analyse a class", anchor=False)
+    analysis(found, overview)
+earlier_runs()

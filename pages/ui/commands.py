@@ -1,0 +1,77 @@
+"""The argument lists of the engine's command line that the pages start as jobs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from neurflow_engine.jobs import Job, JobState
+from neurflow_engine.store import Evaluation, Run
+from pages.ui import cached
+
+_PREPROCESSING = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+
+
+def model_flags(model: Mapping) -> list[str]:
+    """Flags for a model, from the fields of a ModelConfig; fields without a value are left out."""
+    flags = ["--model", model["name"]]
+    for name in ("checkpoint", "class_map"):
+        if model.get(name):
+            flags += [f"--{name.replace('_', '-')}", str(model[name])]
+    if model.get("model_kwargs"):
+        flags += ["--model-kwargs", json.dumps(model["model_kwargs"])]
+    if model.get("random_weights"):
+        flags.append("--random-weights")
+    for name in _PREPROCESSING:
+        value = model.get(name)
+        if value is not None:
+            flags += [f"--{name.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
+    return flags
+
+
+def flags_of(evaluation: Evaluation) -> list[str] | None:
+    """The model flags that an evaluation was made with, from the job or the run it belongs to; None when neither is left."""
+    for job in cached.jobs().all():
+        if job.kind == "evaluate" and (job.result() or {}).get("evaluation") == evaluation.id:
+            return list(job.argv[1 : job.argv.index("--data")])
+    for summary in cached.workspace().runs():
+        manifest = cached.run(summary.id).manifest
+        if manifest["model"]["fingerprint"] == evaluation.manifest["model"]["fingerprint"]:
+            return model_flags(manifest["configuration"]["model"])
+    return None
+
+
+def evaluate(flags: Sequence[str], data: Path | str, title: str) -> Job:
+    """Evaluate a model on a folder."""
+    return _start("evaluate", title, ["evaluate", *flags, "--data", str(data)])
+
+
+def analyze(flags: Sequence[str], data: Path | str, target: int, name: str, layers: Sequence[str], settings: Mapping[str, object]) -> Job:
+    """Analyse a class; ``settings`` are fields of AnalysisConfig."""
+    chosen = [part for key, value in settings.items() for part in (f"--{key.replace('_', '-')}", _written(value))]
+    command = ["analyze", *flags, "--data", str(data), "--target", str(target), "--layers", ",".join(layers), *chosen]
+    return _start("analyze", f"Analyse {name}", command)
+
+
+def demo() -> Job:
+    """Draw the demo's images and analyse them."""
+    return _start("demo", "Analyse the demo", ["demo"])
+
+
+def debug(run: Run, images: Path | str) -> Job:
+    """Look for the groups of a run that mislead the model on a folder."""
+    return _start("debug", f"Misleading groups of {run.circuit.target_name}", ["debug", run.id, "--images", str(images)])
+
+
+def latest(kind: str, *also: str) -> Job | None:
+    """The newest job of some kinds that runs, or else the newest one if it failed."""
+    jobs = [job for job in cached.jobs().all() if job.kind in (kind, *also)]
+    running = next((job for job in jobs if job.running), None)
+    return running or (jobs[0] if jobs and jobs[0].state in (JobState.FAILED, JobState.DIED) else None)
+
+
+def _start(kind: str, title: str, arguments: list[str]) -> Job:
+    return cached.jobs().start(kind, title, [*arguments, "--workspace", str(cached.workspace().root)])
+
+
+def _written(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

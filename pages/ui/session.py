@@ -1,0 +1,145 @@
+"""What one browser tab has open. The only file that touches Streamlit's session state and the address.
+
+What a person would want to send to a colleague lives in the address (``?run=...&group=...``). Moving between pages drops the address,
+so it is remembered here and put back.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import streamlit as st
+
+Value = TypeVar("Value")
+
+# parameters of the address by page
+_KEPT = {
+    "analyze": ("run", "evaluation", "target", "job"),
+    "circuit": ("run", "group", "edge"),
+    "debug": ("run", "evaluation", "image", "silence"),
+    "labels": ("run", "group"),
+}
+_OF_A_RUN = ("group", "edge", "image", "silence")  # mean nothing in another run
+_ADDRESS, _NOTICE, _GRAPH, _SEEN = "address", "notice", "graph selection", "seen running"
+
+
+def restore(page: str) -> None:
+    """Put back into the address what was open; call once at the start of every page."""
+    kept = st.session_state.setdefault(_ADDRESS, {})
+    if "run" in st.query_params and st.query_params["run"] != kept.get("run"):
+        for name in _OF_A_RUN:
+            kept.pop(name, None)
+    for name in _KEPT[page]:
+        if name in st.query_params:
+            kept[name] = st.query_params[name]
+        elif name in kept:
+            st.query_params[name] = kept[name]
+
+
+def get(name: str) -> str | None:
+    """A parameter of the address."""
+    return st.query_params.get(name)
+
+
+def put(**parameters: str | None) -> None:
+    """Change parameters of the address; None takes one away."""
+    kept = st.session_state.setdefault(_ADDRESS, {})
+    for name, value in parameters.items():
+        if value:
+            kept[name] = st.query_params[name] = value
+        else:
+            kept.pop(name, None)
+            st.query_params.pop(name, None)
+
+
+def open_run(run_id: str) -> None:
+    """Make a run the open one."""
+    if run_id != get("run"):
+        put(run=run_id, **dict.fromkeys(_OF_A_RUN))
+
+
+def go(page: str, **parameters: str | None) -> None:
+    """Switch to a page, with these parameters changed."""
+    kept = st.session_state.setdefault(_ADDRESS, {})
+    kept.update({name: value for name, value in parameters.items() if value})
+    for name in [name for name, value in parameters.items() if not value]:
+        kept.pop(name, None)
+    st.switch_page(f"pages/{page}.py", query_params={name: kept[name] for name in _KEPT[page] if name in kept})
+
+
+def value(key: str, default: Value = None) -> Value:
+    """The value of a widget, for use in its callback; a default before the widget was drawn."""
+    return st.session_state.get(key, default)
+
+
+def set_value(key: str, new: object) -> None:
+    """Set a widget's value before it is drawn."""
+    st.session_state[key] = new
+
+
+def tell(kind: str, text: str) -> None:
+    """Leave a message (kind "error" or "done") for the run of the page that follows a callback."""
+    st.session_state[_NOTICE] = (kind, text)
+
+
+def told() -> tuple[str, str] | None:
+    """The message that was left, once."""
+    return st.session_state.pop(_NOTICE, None)
+
+
+def changed(what: str, now: object) -> bool:
+    """Whether something is different from the last time it was asked for; not the first time."""
+    key = f"last {what}"
+    before = st.session_state.get(key, now)
+    st.session_state[key] = now
+    return before != now
+
+
+def ended(job_id: str, running: bool) -> bool:
+    """Whether a job that this tab saw running has ended; says so once."""
+    seen = st.session_state.setdefault(_SEEN, set())
+    if running:
+        seen.add(job_id)
+    elif job_id in seen:
+        seen.remove(job_id)
+        return True
+    return False
+
+
+def clicked_in_graph() -> None:
+    """Note that the selection that is now in the address came from a click in the graph."""
+    last = st.session_state.get(_GRAPH)
+    if last:
+        st.session_state[_GRAPH] = {**last, "selection": {"node": get("group"), "edge": get("edge")}}
+
+
+def shown_in_graph(graph: str, selection: dict) -> dict:
+    """What to tell the graph that is selected.
+
+    A click in the graph is not sent back to it: it knows, and a message to it carries the whole graph again. Anything else (a link, a
+    button beside the graph) is sent, with a number that makes it new even if it was sent before.
+    """
+    last = st.session_state.get(_GRAPH)
+    if last is None or last["graph"] != graph:
+        last = {"graph": graph, "selection": selection, "sent": selection, "number": 0}
+    elif last["selection"] != selection:
+        last = {**last, "selection": selection, "sent": selection, "number": last["number"] + 1}
+    st.session_state[_GRAPH] = last
+    return {**last["sent"], "number": last["number"]}
+
+
+def component(key: str, name: str) -> object:
+    """One value of a component's state, for use in its callback."""
+    return st.session_state[key].get(name)
+
+
+def quietly(change: Callable[[], object]) -> Callable[[], None]:
+    """A callback for a widget that leaves the sentence of an error for the page instead of failing."""
+    from neurflow_engine.errors import NeurflowError
+
+    def callback() -> None:
+        try:
+            change()
+        except NeurflowError as error:
+            tell("error", str(error))
+
+    return callback

@@ -1,0 +1,286 @@
+"""Drawing helpers that the pages share: headings, errors, patches, pictures to pick from, charts.
+
+Text that comes from people, folders or models goes through ``escape`` (HTML) or ``plain`` (the labels of widgets) and stays text.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+
+import altair as alt
+import streamlit as st
+
+from neurflow_engine.errors import NeurflowError
+from neurflow_engine.jobs import Job, JobState
+from neurflow_engine.labels import Label, LabelState
+from neurflow_engine.records import LOGITS, NeuronGroup
+from neurflow_engine.store import Run
+from pages.ui import cached, session
+
+ADDS, TAKES, GREY = "#D55E00", "#0072B2", "#8A9499"  # vermillion and blue differ with any colour vision
+MARK = "#E6007E"  # a box on a picture
+STATE_COLOURS = {LabelState.PENDING: "gray", LabelState.APPROVED: "green", LabelState.EDITED: "blue", LabelState.REJECTED: "red"}
+
+_STYLE = f"""<style>
+.stMainBlockContainer {{ padding-top: 4.5rem; padding-bottom: 3rem; max-width: 1480px; }}
+[data-testid="stSidebarUserContent"] {{ padding-top: 1rem; }}
+.nf-question {{ opacity: .66; margin: -.9rem 0 .2rem 0; }}
+.nf-strip {{ display: flex; flex-wrap: wrap; gap: 6px; }}
+.nf-tile {{ position: relative; display: inline-block; line-height: 0; }}
+.nf-tile > img, .nf-boxed > img {{ border-radius: 6px; display: block; }}
+.nf-whole {{ display: none; position: absolute; z-index: 1000; top: calc(100% + 4px); left: 0; padding: 4px; border-radius: 8px;
+            background: #fff; box-shadow: 0 4px 18px rgba(0,0,0,.35); }}
+.nf-tile:hover > .nf-whole, .nf-tile:focus > .nf-whole {{ display: block; }}
+.nf-boxed {{ position: relative; display: inline-block; line-height: 0; }}
+.nf-boxed > i {{ position: absolute; border: 2px solid {MARK}; box-shadow: 0 0 0 1px rgba(255,255,255,.85); border-radius: 2px; }}
+.nf-grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px 8px; }}
+.nf-grid figure {{ margin: 0; }} .nf-grid img {{ width: 100%; border-radius: 6px; display: block; }}
+.nf-grid figcaption, .nf-small {{ font-size: .78rem; opacity: .75; line-height: 1.25; margin-top: 3px; overflow-wrap: anywhere; }}
+.nf-name {{ font-size: 1.2rem; font-weight: 600; line-height: 1.3; overflow-wrap: anywhere; }}
+.nf-card {{ border: 1px solid color-mix(in srgb, currentColor 16%, transparent); border-radius: 10px; padding: .7rem .8rem; }}
+.nf-card b {{ font-weight: 600; overflow-wrap: anywhere; }}
+.nf-card div {{ font-size: .82rem; line-height: 1.45; opacity: .8; overflow-wrap: anywhere; }}
+.nf-bar {{ height: 6px; border-radius: 3px; background: color-mix(in srgb, currentColor 13%, transparent); overflow: hidden; margin: 3px 0 2px; }}
+.nf-bar > span {{ display: block; height: 100%; border-radius: 3px; }}
+.nf-key {{ display: inline-block; width: 22px; height: 4px; border-radius: 2px; vertical-align: middle; margin: 0 5px 2px 0; }}
+</style>"""
+
+
+def frame() -> None:
+    """The look that all pages share; call once per run of the app."""
+    st.html(_STYLE)
+
+
+def heading(title: str, question: str) -> None:
+    """A page's title, and below it the question that the page answers."""
+    st.title(title, anchor=False)
+    st.html(f'<div class="nf-question">{escape(question)}</div>')
+
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~$&^=])")
+
+
+def plain(text: str) -> str:
+    """Text for places that read markdown, such as the label of a button, so that it is shown as it is."""
+    # a colon followed by an invisible space is neither an emoji, nor an icon, nor the start of an address
+    return _MARKUP.sub(r"\\\1", text).replace(":", ":\u200b")
+
+
+def error(text: str) -> None:
+    """A sentence about what went wrong."""
+    st.error(plain(text), icon="⚠️")
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Shows errors as sentences; what nobody foresaw goes to the server's log, and the page says so."""
+    try:
+        yield
+    except NeurflowError as problem:
+        error(str(problem))
+    except Exception:
+        logging.getLogger("neurflow").exception("A page failed")
+        st.error("Something went wrong that should not have; the server's log has the details. Reload the page, or open another run.", icon="⚠️")
+
+
+def notice() -> None:
+    """The message that a callback left, if any."""
+    left = session.told()
+    if left and left[0] == "error":
+        error(left[1])
+    elif left:
+        st.toast(plain(left[1]), icon="✅")
+
+
+def empty(title: str, text: str) -> None:
+    """What a page says when there is nothing to show yet: what is missing, and what to do next."""
+    with st.container(border=True, horizontal_alignment="center"):
+        st.html(f'<div style="text-align:center;padding:1.2rem 0 .4rem"><div class="nf-name">{escape(title)}</div><div style="opacity:.7">{escape(text)}</div></div>')
+
+
+def no_run() -> None:
+    """The empty state of every page that needs a run."""
+    empty("No run is open", "Analyse a class first: the embedded demo takes less than a minute.")
+    with st.container(horizontal=True, horizontal_alignment="center"):
+        if st.button("Go to Analyze", type="primary", key="go_analyze"):
+            session.go("analyze")
+
+
+# words
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """A share as per cent; a dash where it is not known."""
+    return "–" if share is None or share != share else f"{100 * share:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def age(time: datetime) -> str:
+    """How long ago."""
+    seconds = (datetime.now(UTC) - time).total_seconds()
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def model_name(name: str) -> str:
+    """A model's name without the path of its folder."""
+    return name.rstrip("/").rsplit("/", 1)[-1] if name.startswith("local-dir:") else name
+
+
+def class_name(run_or_evaluation, index: int | None) -> str:
+    """A class's name; "unknown" for None."""
+    return "unknown" if index is None or index != index else run_or_evaluation.class_names[int(index)]
+
+
+def group_name(group: NeuronGroup, labels: Mapping[str, Label]) -> str:
+    """What people call a group; its id while it has no name."""
+    label = labels.get(group.id)
+    return (label and label.text) or group.id
+
+
+def target_or_name(run: Run, group: NeuronGroup, labels: Mapping[str, Label]) -> str:
+    """As group_name, with the class for the one group of the logits."""
+    return run.circuit.target_name if group.layer == LOGITS else group_name(group, labels)
+
+
+def place(group: NeuronGroup) -> str:
+    """Where a group lies, in words."""
+    count = len(group.neurons)
+    return f"{group.layer} · group {group.id.rsplit('/', 1)[-1]} · {count} neuron{'s' if count != 1 else ''}"
+
+
+def state(now: LabelState) -> None:
+    """A label's state as a badge."""
+    st.badge(now.value, color=STATE_COLOURS[now])
+
+
+# pictures
+
+
+def boxed(source: str, box: Sequence[float], size: Sequence[float], width: int) -> str:
+    """HTML of a picture with a box (left, top, right, bottom) on it; ``size`` is the (width, height) that the box is measured in."""
+    left, top, right, bottom = (100 * value / size[axis % 2] for axis, value in enumerate(box))
+    position = f"left:{left:.1f}%;top:{top:.1f}%;width:{right - left:.1f}%;height:{bottom - top:.1f}%;box-sizing:border-box"
+    return f'<span class="nf-boxed"><img src="{source}" width="{width}" alt=""><i style="{position}"></i></span>'
+
+
+def patch_strip(run: Run, patch_ids: Sequence[int], size: int = 72, whole: bool = True) -> str:
+    """HTML of a row of patches; pointing at one shows its place in the whole image."""
+    circuit = run.circuit
+    height, width = run.manifest["model"]["preprocessing"]["input_size"]
+    tiles = []
+    for number in patch_ids:
+        patch = circuit.patches[number]
+        image = circuit.images[patch.image]
+        tip = f"{image.path} · true class {class_name(run, image.true)}"
+        tile = f'<img src="{cached.picture(str(run.patch_thumbnail(number)))}" width="{size}" height="{size}" alt="{escape(tip)}">'
+        if whole:
+            source = cached.picture(str(run.image_thumbnail(patch.image)))
+            tile += f'<span class="nf-whole">{boxed(source, patch.box, (width, height), 168)}</span>'
+        tiles.append(f'<span class="nf-tile" tabindex="0" title="{escape(tip)}">{tile}</span>')
+    return f'<div class="nf-strip">{"".join(tiles)}</div>'
+
+
+def bar(share: float, colour: str = "#0F766E") -> str:
+    """HTML of a thin bar; ``share`` in 0..1."""
+    return f'<div class="nf-bar"><span style="width:{100 * min(1, max(0, share)):.0f}%;background:{colour}"></span></div>'
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One picture of a gallery."""
+
+    id: str
+    source: str  # data URI
+    caption: str
+    note: str = ""
+    tone: str = ""  # "wrong" or "right": the colour of its edge
+
+
+_GALLERY = st.components.v2.component(
+    "neurflow_gallery",
+    html='<div class="grid" role="listbox"></div>',
+    css="""
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 8px; }
+button { all: unset; cursor: pointer; border-radius: 8px; padding: 3px; border: 2px solid transparent; box-sizing: border-box; min-width: 0;
+         font-family: var(--st-font); color: var(--st-text-color); }
+button:hover { background: var(--st-secondary-background-color); }
+button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 1px; }
+button[aria-selected="true"] { border-color: var(--st-primary-color); background: var(--st-secondary-background-color); }
+img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; display: block; }
+span { display: block; font-size: 12px; line-height: 1.25; margin-top: 3px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+small { display: block; font-size: 11px; opacity: .7; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.wrong span { color: #D55E00; font-weight: 600; }
+""",
+    js="""
+export default function({ data, parentElement, setStateValue }) {
+  const grid = parentElement.querySelector('.grid');
+  grid.replaceChildren(...data.picks.map(pick => {
+    const button = document.createElement('button');
+    button.setAttribute('role', 'option');
+    button.setAttribute('aria-selected', String(pick.id === data.selected));
+    button.className = pick.tone;
+    button.title = pick.caption + (pick.note ? ' · ' + pick.note : '') + '\\n' + pick.id;
+    const image = document.createElement('img');
+    image.src = pick.source; image.alt = pick.caption;
+    const caption = document.createElement('span'); caption.textContent = pick.caption;
+    const note = document.createElement('small'); note.textContent = pick.note;
+    button.append(image, caption, note);
+    button.onclick = () => setStateValue('picked', pick.id);
+    return button;
+  }));
+}""",
+)
+
+
+def gallery(picks: Sequence[Pick], selected: str | None, key: str, on_pick) -> None:
+    """Pictures to click; ``on_pick()`` runs before the page does, and finds the id with ``session.component(key, "picked")``."""
+    data = {"picks": [vars(pick) for pick in picks], "selected": selected}
+    _GALLERY(data=data, default={"picked": None}, on_picked_change=on_pick, key=key)
+
+
+# charts
+
+
+def before_after(rows) -> alt.LayerChart:
+    """Bars of probabilities before and after, with the random control's mean and interval on them.
+
+    ``rows``: a data frame with columns name, before, after, mean, low, high (0..1; None where there is nothing to show), in order.
+    """
+    order = list(rows["name"])
+    base = alt.Chart(rows).encode(y=alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=150, ticks=False, domain=False)))
+    scale = alt.Scale(domain=[0, 1])
+    axis = alt.Axis(format=".0%", tickCount=5, title=None)
+    tip = [alt.Tooltip("name:N", title="class"), *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("before", "after") if name in rows)]
+    layers = [base.mark_bar(height=22, color=GREY, opacity=0.45, cornerRadiusEnd=3).encode(x=alt.X("before:Q", scale=scale, axis=axis), tooltip=tip)]
+    if "after" in rows:
+        layers.append(base.mark_bar(height=10, color="#0F766E", cornerRadiusEnd=2).encode(x="after:Q", tooltip=tip))
+        layers.append(base.mark_rule(color="#E69F00", strokeWidth=2).encode(x="low:Q", x2="high:Q"))
+        layers.append(base.mark_point(color="#E69F00", filled=True, size=50, opacity=1, shape="diamond").encode(x="mean:Q"))
+    return alt.layer(*layers).properties(height=34 * len(order) + 30)
+
+
+def job_progress(job: Job, stages: bool = True) -> None:
+    """What a job has finished, and a bar for what it does now."""
+    if stages and job.stages:
+        st.html('<div class="nf-small">' + " · ".join(f"{escape(stage.name)} ✓ {duration(stage.seconds)}" for stage in job.stages) + "</div>")
+    if job.running:
+        left = f" · about {duration(job.seconds_left)} left" if job.seconds_left is not None else ""
+        count = f" {job.done} of {job.total}" if job.total else ""
+        share = min(1.0, job.done / job.total) if job.total else 0.0
+        st.progress(share, text=plain(job.message or f"{job.stage or 'starting'}{count}{left}"))
+    elif job.state != JobState.DONE:
+        error(f"{job.title}: {job.message or job.state}")
