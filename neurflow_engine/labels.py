@@ -409,17 +409,22 @@ _COLUMNS = tuple(field.name for field in fields(Label))
 _FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "'")
 
 
-def to_csv(rows: list[dict]) -> str:
-    """Exported rows as CSV with a header line; a missing value is an empty cell.
+def spreadsheet_safe(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula.
 
-    A spreadsheet would run a cell that begins with ``=``, ``+``, ``-`` or ``@``, so such a cell gets an apostrophe in front, and
-    so does one that begins with an apostrophe: taking one leading apostrophe off every cell that has one gives back the values.
+    Text that begins with ``=``, ``+``, ``-`` or ``@`` gets an apostrophe in front, and so does text that begins with an apostrophe:
+    taking one leading apostrophe off every cell that has one gives back the values.
     """
+    return f"'{value}" if str(value).startswith(_FORMULA_STARTS) else value
+
+
+def to_csv(rows: list[dict]) -> str:
+    """Exported rows as CSV with a header line; a missing value is an empty cell, and no cell can run as a formula."""
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, _COLUMNS)
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: f"'{value}" if str(value).startswith(_FORMULA_STARTS) else value for name, value in row.items()})
+        writer.writerow({name: spreadsheet_safe(value) for name, value in row.items()})
     return out.getvalue()
 
 
