@@ -1,0 +1,89 @@
+"""Shared fixtures: a workspace that is never the user's own, folders of drawn images, and one analysed demo for the whole session."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+# Set before torch is loaded anywhere: the nets of the tests are too small for two threads to help, and child processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_workspace_of_the_user(tmp_path_factory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEURFLOW_WORKSPACE", str(tmp_path_factory.mktemp("default-workspace")))
+        yield
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """An empty workspace, also the default of everything that runs inside the test."""
+    from neurflow_engine.store import Workspace
+
+    monkeypatch.setenv("NEURFLOW_WORKSPACE", str(tmp_path / "workspace"))
+    return Workspace()
+
+
+def draw_images(root: Path, *folders: str, n: int = 3, size: int = 48) -> Path:
+    """Write ``n`` PNG files of coloured shapes into each class folder of ``root`` (``""``: into the root itself); none equals another."""
+    for place, folder in enumerate(folders):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for number in range(n):
+            background, ink = ((37 * place + 11 * number) % 256, 90, 160), (230, (53 * number) % 256, (97 * place) % 256)
+            image = Image.new("RGB", (size, size), background)
+            left = 4 + (7 * number) % (size // 2)
+            box = (left, 6, left + size // 3, 6 + size // 2)
+            (ImageDraw.Draw(image).ellipse if place % 2 else ImageDraw.Draw(image).rectangle)(box, fill=ink)
+            image.save(root / folder / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """Two class folders, "cat" and "dog", of three small images each."""
+    return draw_images(tmp_path / "images", "cat", "dog")
+
+
+@pytest.fixture(scope="session")
+def demo_images(tmp_path_factory) -> Path:
+    """The demo's images, fewer per class than the product writes: an ImageFolder. Do not change it."""
+    from neurflow_engine import demo
+
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    demo.write_images(folder, per_class=12)
+    return folder / "images"
+
+
+@pytest.fixture(scope="session")
+def demo_config(demo_images):
+    """The demo's analysis, reduced so that it takes seconds."""
+    from neurflow_engine import demo
+    from neurflow_engine.config import AnalysisConfig, ModelConfig
+
+    return AnalysisConfig(
+        model=ModelConfig(name=f"local-dir:{demo.MODEL_FOLDER}"),
+        data=demo_images,
+        target=demo.TARGET,
+        max_images=12,
+        top_k=10,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_workspace(tmp_path_factory):
+    """The workspace of ``demo_run``, shared by the session: add to it, but do not change the run."""
+    from neurflow_engine.store import Workspace
+
+    return Workspace(tmp_path_factory.mktemp("demo-workspace"))
+
+
+@pytest.fixture(scope="session")
+def demo_run(demo_config, demo_workspace):
+    """A finished run of the demo's model on ``demo_images``."""
+    from neurflow_engine.pipeline import analyze
+
+    return analyze(demo_config, demo_workspace)
