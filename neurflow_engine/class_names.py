@@ -48,7 +48,7 @@ def find_class(given: str, class_names: Sequence[str], source: str = UNKNOWN) ->
         several = ", ".join(f"{index} ({class_names[index]})" for index in found)
         raise DataError(f"Class '{given}' may be any of {several}; give the index of the one you mean.")
     raise DataError(f"The model has no class '{given}'; expected one of its {len(class_names)} class names or an index."
-                    + near_matches(given, class_names))  # fmt: skip
+                    + near_matches(given, terms.spellings))  # fmt: skip
 
 
 def match_folders(folders: Sequence[str], class_names: Sequence[str], source: str = UNKNOWN) -> tuple[dict[str, int], str]:
@@ -125,6 +125,7 @@ class _Terms:
 
     def __init__(self, class_names: tuple[str, ...], source: str):
         table = imagenet_synonyms(len(class_names)) if source == IMAGENET else None
+        self.spellings = list(class_names)  # to show to people
         self.names = defaultdict(list)
         self.synonyms = defaultdict(list)
         self.words = defaultdict(set)
@@ -133,6 +134,7 @@ class _Terms:
             also = {name, *name.split(","), *(table[index] if table else ())}
             if (numbered := _NUMBERED.fullmatch(name)) and numbered[2]:
                 also.add(numbered[2])
+            self.spellings.extend(synonym.strip() for synonym in sorted(also))
             for term in {folded(synonym) for synonym in also} - {""}:
                 self.synonyms[term].append(index)
                 for word in term.split():

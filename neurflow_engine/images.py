@@ -32,7 +32,9 @@ MAX_PIXELS = 100_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
 _BLOCK = 1 << 20
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is checked here, with a sentence
+# Pillow remarks on damaged metadata and large images; what matters of it becomes a reason in ``skipped``.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def scan(root: Path) -> ImageSet:
@@ -181,7 +183,7 @@ def _checked_content(root: Path, path: str) -> bytes:
     if path != _printable(path):
         raise DataError("has a name that is not valid UTF-8")
     try:
-        if not (root / path).resolve().is_relative_to(root.resolve()):
+        if (root / path).is_symlink() and not (root / path).resolve().is_relative_to(root.resolve()):
             raise DataError("is a link that leads out of the data folder")
         if not stat.S_ISREG((root / path).stat().st_mode):  # opening a pipe would wait for ever
             raise DataError("is not a regular file")
@@ -244,7 +246,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         values = values / 257
     elif low < 0 or high > 65535:
-        values = (values - low) * (255 / (high - low))
+        values = (values - low) * (255 / max(high - low, 1e-9))
     elif image.mode == "F" and high <= 1:
         values = values * 255
     elif high > 255:

@@ -10,6 +10,7 @@ import pickle
 import re
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -50,6 +51,7 @@ _NEEDS_CODE = re.compile(
     r"(?:<(?:class|function|built-in function) )?'?([\w.]+)"
 )
 _SECONDS_TO_ANSWER = 4
+_INSTEAD = "give --checkpoint FILE or --random-weights"
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ def _arguments(config: ModelConfig) -> dict:
         problem = "has no config.json" if Path(identifier).is_dir() else "does not exist"
         raise ModelError(f"Model folder {identifier} {problem}; expected a folder with config.json and model.safetensors.")
     try:
-        with _hub(f"The configuration of {config.name}") if origin == "hf-hub" else nullcontext():
+        instead = "give a timm name with --checkpoint FILE, or local-dir:FOLDER"
+        with _hub(f"The configuration of {config.name}", instead) if origin == "hf-hub" else nullcontext():
             arguments = resolve_model_input_args(config.name, **config.model_kwargs)
         if config.input_size:
             channels = arguments.get("in_chans", arguments["pretrained_cfg"]["input_size"][0])
@@ -204,7 +207,7 @@ def _arguments(config: ModelConfig) -> dict:
     except KeyError as error:
         raise ModelError(f"Model {config.name}: its config.json lacks {error}.") from None
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"Model {config.name} cannot be used: {_brief(error)}.") from None
+        raise ModelError(f"{_described(config)} cannot be used: {_brief(error)}.") from None
     return arguments
 
 
@@ -232,13 +235,13 @@ def _check_fetchable(config: ModelConfig, arguments: dict) -> None:
     source = arguments["pretrained_cfg"]
     hub, url = source.get("hf_hub_id"), source.get("url")
     if not (hub or url):
-        raise ModelError(f"timm has no pretrained weights for {config.name}; give --checkpoint FILE or --random-weights.")
+        raise ModelError(f"timm has no pretrained weights for {config.name}; {_INSTEAD}.")
     if not hub and not (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name).exists() and not _answers(url):
-        raise _not_fetched(f"Weights of {config.name}", f"no connection to {urlsplit(url).hostname}")
+        raise ModelError(f"Weights of {config.name} could not be fetched (no connection to {urlsplit(url).hostname}); {_INSTEAD}.")
     if source.get("num_classes") and arguments.get("num_classes", source["num_classes"]) != source["num_classes"]:
         raise ModelError(
             f"Model {config.name}: its pretrained classifier has {source['num_classes']} classes, so model_kwargs num_classes "
-            f"{arguments['num_classes']} would leave it untrained; give --checkpoint FILE or --random-weights."
+            f"{arguments['num_classes']} would leave it untrained; {_INSTEAD}."
         )
 
 
@@ -246,20 +249,19 @@ def _created(config: ModelConfig, arguments: dict, fetch: bool) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            with _hub(f"Weights of {config.name}") if fetch else nullcontext():
+            with _hub(f"Weights of {config.name}", _INSTEAD) if fetch else nullcontext():
                 model = timm.create_model(pretrained=fetch, **arguments)
         except ModelError:
             raise
         except Exception as error:  # constructors raise anything on arguments they were not made for
-            given = f" with model_kwargs {json.dumps(config.model_kwargs)}" if config.model_kwargs else ""
-            raise ModelError(f"Model {config.name} cannot be built{given}: {_brief(error)}.") from None
-    if not getattr(model, "num_classes", 0):
-        raise ModelError(f"Model {config.name} has no classifier (0 classes); choose a model that was trained to classify.")
+            raise ModelError(f"{_described(config)} cannot be built: {_brief(error)}.") from None
+    if getattr(model, "num_classes", 0) < 1:
+        raise ModelError(f"{_described(config)} has no classifier (0 classes); choose a model that was trained to classify.")
     return model
 
 
 @contextmanager
-def _hub(what: str) -> Iterator[None]:
+def _hub(what: str, instead: str) -> Iterator[None]:
     """Turns a failed download into a ModelError within seconds.
 
     huggingface_hub retries a hub that it cannot reach for most of a minute, so where nothing answers it is told to look into its
@@ -274,13 +276,10 @@ def _hub(what: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, (OSError, huggingface_hub.errors.EntryNotFoundError)) and not type(error).__module__.startswith("httpx"):
             raise
-        raise _not_fetched(what, _brief(error) if answers else f"no connection to {urlsplit(constants.ENDPOINT).hostname}") from None
+        reason = _brief(error) if answers else f"no connection to {urlsplit(constants.ENDPOINT).hostname}"
+        raise ModelError(f"{what} could not be fetched ({reason}); {instead}.") from None
     finally:
         constants.HF_HUB_OFFLINE = offline
-
-
-def _not_fetched(what: str, reason: str) -> ModelError:
-    return ModelError(f"{what} could not be fetched ({reason}); give --checkpoint FILE or --random-weights.")
 
 
 def _answers(url: str) -> bool:
@@ -306,7 +305,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _pickled_tensors(path: Path):
     """What torch's restricted unpickler reads: tensors and plain containers. Nothing else in the file is ever built or called."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's trainer stores its settings as one; it carries no code
+        # timm's trainer stores its settings as a Namespace; it carries no code
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         if name := _needs_code(path, error):
@@ -416,9 +416,9 @@ def _tried(model: nn.Module, preprocessing: Preprocessing, config: ModelConfig, 
             logits = model(torch.zeros(shape, device=device))
     except Exception as error:  # a model may refuse a size at any depth
         size = " x ".join(map(str, preprocessing.input_size))
-        raise ModelError(f"Model {config.name} does not accept an input of {size} pixels: {_brief(error)}.") from None
+        raise ModelError(f"{_described(config)} does not accept an input of {size} pixels: {_brief(error)}.") from None
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ModelError(f"Model {config.name} does not return one row of logits per image, so it cannot be used as a classifier.")
+        raise ModelError(f"{_described(config)} does not return one row of logits per image, so it cannot be used as a classifier.")
     return logits.shape[1]
 
 
@@ -450,6 +450,10 @@ def _fingerprint(model: nn.Module, arguments: dict, preprocessing: Preprocessing
 def _file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _described(config: ModelConfig) -> str:
+    return f"Model {config.name}" + (f" with model_kwargs {json.dumps(config.model_kwargs)}" if config.model_kwargs else "")
 
 
 def _brief(error: Exception) -> str:
