@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from neurflow_engine import cost, demo
-from neurflow_engine.config import AnalysisConfig, checked
+from neurflow_engine.config import AnalysisConfig
 from neurflow_engine.errors import InputError
 from neurflow_engine.jobs import JobState
 from neurflow_engine.store import Evaluation
@@ -297,9 +297,7 @@ def analysis(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         flags = commands.flags_of(evaluation)
         text = f"{n_images} of {row['predicted_images']} predicted images · {len(layers)} layers below the logits"
         if ready:
-            model = {"name": evaluation.model_name}
-            config = checked(AnalysisConfig, model=model, data=evaluation.data_root, target=str(target), layers=tuple(layers), **chosen)
-            price = cost.predict(evaluation, n_images, len(layers), config)
+            price = cost.predict(evaluation, n_images, layers, chosen["tau"], chosen["top_k"], chosen["granularities"])
             text += f" · about {show.duration(price.seconds)}, {price.memory_mb / 1024:.1f} GB"
         with third:
             st.space("small")
@@ -359,6 +357,7 @@ def shown_evaluation() -> Evaluation | None:
     return evaluations[0] if evaluations else None
 
 
+session.inside_frame()
 show.heading("Analyze", "Which class should I look at, and what will it cost?")
 follow_job()
 found = None

@@ -270,6 +270,7 @@ def circuit_page(run: Run) -> None:
         images(run)
 
 
+session.inside_frame()
 show.heading("Circuit", "What is this class made of?")
 opened = cached.run(session.get("run")) if session.get("run") else None
 if opened is None:

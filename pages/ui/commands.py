@@ -28,16 +28,9 @@ def model_flags(model: Mapping) -> list[str]:
     return flags
 
 
-def flags_of(evaluation: Evaluation) -> list[str] | None:
-    """The model flags that an evaluation was made with, from the job or the run it belongs to; None when neither is left."""
-    for job in cached.jobs().all():
-        if job.kind == "evaluate" and (job.result() or {}).get("evaluation") == evaluation.id:
-            return list(job.argv[1 : job.argv.index("--data")])
-    for summary in cached.workspace().runs():
-        manifest = cached.run(summary.id).manifest
-        if manifest["model"]["fingerprint"] == evaluation.manifest["model"]["fingerprint"]:
-            return model_flags(manifest["configuration"]["model"])
-    return None
+def flags_of(evaluation: Evaluation) -> list[str]:
+    """The model flags that an evaluation was made with."""
+    return model_flags(evaluation.manifest["model"]["configuration"])
 
 
 def evaluate(flags: Sequence[str], data: Path | str, title: str) -> Job:

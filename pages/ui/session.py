@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 
 Value = TypeVar("Value")
 
@@ -15,7 +16,7 @@ Value = TypeVar("Value")
 _KEPT = {
     "analyze": ("run", "evaluation", "target", "job"),
     "circuit": ("run", "group", "edge"),
-    "debug": ("run", "evaluation", "image", "silence"),
+    "debug": ("run", "evaluation", "image", "silence", "job"),
     "labels": ("run", "group"),
 }
 _OF_A_RUN = ("group", "edge", "image", "silence")  # mean nothing in another run
@@ -33,6 +34,17 @@ def restore(page: str) -> None:
             kept[name] = st.query_params[name]
         elif name in kept:
             st.query_params[name] = kept[name]
+
+
+def inside_frame() -> None:
+    """Call first in every page: makes sure that app.py is around it.
+
+    Before app.py has run once in a server, Streamlit takes ``pages/`` for an app of the old kind, and a link to a page would run the page's
+    file alone. There is no public setting for it, so its own switch is turned here, and the same page is asked for again.
+    """
+    if PagesManager.uses_pages_directory:
+        PagesManager.uses_pages_directory = False
+        st.rerun()
 
 
 def get(name: str) -> str | None:
