@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from neurflow_engine.errors import InputError
 
+LOCAL = "local-dir:"  # timm's prefix of a model folder
+
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +32,18 @@ class ModelConfig(_Config):
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
+    @field_validator("checkpoint", "class_map")
+    @classmethod
+    def _absolute(cls, path: Path | None):
+        return path and path.expanduser().absolute()
+
+    @field_validator("name")
+    @classmethod
+    def _absolute_folder(cls, name: str):
+        """A run is opened again from anywhere, so what it remembers must not depend on the folder it was started in."""
+        folder = name.removeprefix(LOCAL)
+        return name if folder == name else f"{LOCAL}{Path(folder).expanduser().absolute()}"
+
 
 class AnalysisConfig(_Config):
     """One run: a model, a folder of images, a target class and the settings of the method (DESIGN.md)."""
@@ -48,6 +62,11 @@ class AnalysisConfig(_Config):
     seed: int = Field(default=0, ge=0)
     device: str = "auto"  # auto, cpu, cuda, cuda:N, mps: where, not what
     workers: int = Field(default=0, ge=0)  # processes decoding images: how fast, not what
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, path: Path):
+        return path.expanduser().absolute()
 
     @field_validator("granularities", "layers")
     @classmethod

@@ -132,7 +132,7 @@ class Debugger:
         """Raises RunError when the model is no longer the one that was analysed; ModelError when it cannot be loaded."""
         self.run = run
         self.circuit = run.circuit
-        config = ModelConfig(**run.manifest["configuration"]["model"])
+        config = ModelConfig(**run.manifest["model"]["configuration"])
         self.classifier = load_classifier(config, device, _folders(run))
         if self.classifier.fingerprint != run.manifest["model"]["fingerprint"]:
             raise RunError(

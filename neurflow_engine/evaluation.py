@@ -63,6 +63,7 @@ def model_manifest(classifier: Classifier) -> dict:
     preprocessing = {name: getattr(classifier.preprocessing, name) for name in classifier.preprocessing.__dataclass_fields__}
     return {
         "name": classifier.name,
+        "configuration": classifier.config.model_dump(mode="json"),
         "architecture": classifier.architecture,
         "checkpoint_sha256": classifier.checkpoint_sha256,
         "fingerprint": classifier.fingerprint,

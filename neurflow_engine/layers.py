@@ -47,7 +47,9 @@ class Anatomy:
         Raises:
             LayerError: a name does not exist, cannot be cut at, or the names are not ordered from deep to shallow.
         """
-        names = tuple(name for name in names if name != LOGITS) if names else self.default(depth)
+        names = tuple(names) if names else self.default(depth)
+        if LOGITS in names:
+            raise LayerError(f"The {LOGITS} are always analysed; name the layers below them, e.g. {','.join(self.default(depth))}.")
         for name in names:
             if name in self.unfit:
                 raise LayerError(f"Layer {name} cannot be used: {self.unfit[name]}; choose among {', '.join(self.places)}.")

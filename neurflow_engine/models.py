@@ -25,6 +25,7 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.models import get_model_input_config, parse_model_name, resolve_model_input_args
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ _NEEDS_CODE = re.compile(
     r"(?:<(?:class|function|built-in function) )?'?([\w.]+)"
 )
 _SECONDS_TO_ANSWER = 4
+_BUILDING = threading.Lock()  # networks draw their first weights from the one random state that all threads share
 _INSTEAD = "give --checkpoint FILE or --random-weights"
 
 
@@ -90,7 +92,7 @@ class Classifier:
     """A classifier ready to be looked into. Hold ``lock`` while the model runs with hooks."""
 
     model: nn.Module  # in eval mode, no parameter asks for a gradient; takes (n_images, channels, height, width)
-    name: str  # as it was asked for
+    config: ModelConfig  # what was asked for
     architecture: str  # timm's name
     class_names: tuple[str, ...]
     class_names_source: str
@@ -99,6 +101,11 @@ class Classifier:
     fingerprint: str  # sha256 over architecture, arguments, weights, buffers and preprocessing
     device: torch.device
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def name(self) -> str:
+        """The model as it was asked for."""
+        return self.config.name
 
     @property
     def n_classes(self) -> int:
@@ -137,7 +144,7 @@ def load_classifier(config: ModelConfig, device: str = "auto", folders: Sequence
     class_names, source = _class_names(config, model.pretrained_cfg, n_classes, folders)
     return Classifier(
         model=model,
-        name=config.name,
+        config=config,
         architecture=arguments["model_name"],
         class_names=class_names,
         class_names_source=source,
@@ -159,14 +166,18 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
         raise ModelError(f"Checkpoint {path} has to be one of {', '.join(CHECKPOINT_SUFFIXES)}.")
     content = _safetensors(path) if path.suffix.lower() == ".safetensors" else _pickled_tensors(path)
-    while isinstance(content, Mapping) and (inside := [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]):
-        content = inside[0]
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, Mapping) else {}
+    for _ in range(3):  # not for as long as there is one: a dictionary in a file may hold itself
+        content = next((inside for inside in map(_items(content).get, _WRAPPERS) if isinstance(inside, Mapping)), content)
+    tensors = {key: value for key, value in _items(content).items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise ModelError(f"Checkpoint {path} holds no weights; expected a state dict, alone or under {', '.join(_WRAPPERS)}.")
     while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
+
+
+def _items(content: object) -> Mapping:
+    return content if isinstance(content, Mapping) else {}
 
 
 def _device(name: str) -> torch.device:
@@ -206,7 +217,7 @@ def _arguments(config: ModelConfig) -> dict:
         raise
     except KeyError as error:
         raise ModelError(f"Model {config.name}: its config.json lacks {error}.") from None
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise ModelError(f"{_described(config)} cannot be used: {_brief(error)}.") from None
     return arguments
 
@@ -246,8 +257,8 @@ def _check_fetchable(config: ModelConfig, arguments: dict) -> None:
 
 
 def _created(config: ModelConfig, arguments: dict, fetch: bool) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with _BUILDING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         try:
             with _hub(f"Weights of {config.name}", _INSTEAD) if fetch else nullcontext():
                 model = timm.create_model(pretrained=fetch, **arguments)
@@ -308,15 +319,17 @@ def _pickled_tensors(path: Path):
         # timm's trainer stores its settings as a Namespace; it carries no code
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        if name := _needs_code(path, error):
+    except Exception as error:  # damaged bytes raise anything
+        if name := _needs_code(error):
             raise ModelError(
                 f"Checkpoint {path} holds Python objects that would run code ({name}); refused, save its state dict as .safetensors."
             ) from None
-        raise ModelError(f"Checkpoint {path} is damaged or no checkpoint of PyTorch ({_brief(error)}).") from None
+        # What the unpickler says goes on to explain how to load a file whatever is in it, which is no advice of ours.
+        detail = "" if isinstance(error, pickle.UnpicklingError) else f" ({_brief(error)})"
+        raise ModelError(f"Checkpoint {path} is damaged or no checkpoint of PyTorch{detail}.") from None
 
 
-def _needs_code(path: Path, error: Exception) -> str | None:
+def _needs_code(error: Exception) -> str | None:
     if "TorchScript" in str(error):
         return "TorchScript"
     found = _NEEDS_CODE.search(str(error))
@@ -385,41 +398,52 @@ def _as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _preprocessing(config: ModelConfig, model: nn.Module) -> Preprocessing:
-    channels, *size = get_model_input_config(model)["input_size"]
-    if channels not in (1, 3):
-        raise ModelError(f"Model {config.name} takes {channels} input channels; only images with 1 or 3 can be read from files.")
-    source = dict(model.pretrained_cfg)
-    for key in ("mean", "std"):
-        given, own = getattr(config, key), source.get(key)
-        if given is not None and len(given) not in (1, channels):
-            raise ModelError(f"Model {config.name} takes {channels} input channels, but --{key} has {len(given)} values.")
-        if own and len(own) != channels:
-            source[key] = (sum(own) / len(own),) * channels
-    given = {key: getattr(config, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
-    values = resolve_data_config(given | {"input_size": (channels, *(config.input_size or size))}, pretrained_cfg=source)
-    return Preprocessing(
-        input_size=tuple(values["input_size"][1:]),
-        in_chans=channels,
-        mean=tuple(map(float, values["mean"])),
-        std=tuple(map(float, values["std"])),
-        interpolation=values["interpolation"],
-        crop_pct=float(values["crop_pct"]),
-        crop_mode=values["crop_mode"],
-    )
+    """timm's data config, overridden by the configuration; raises ModelError when no image gets through it."""
+    try:
+        channels, *size = get_model_input_config(model)["input_size"]
+        if channels not in (1, 3):
+            raise ModelError(f"Model {config.name} takes {channels} input channels; only images with 1 or 3 can be read from files.")
+        source = dict(model.pretrained_cfg)
+        for key in ("mean", "std"):
+            if (given := getattr(config, key)) is not None and len(given) not in (1, channels):
+                raise ModelError(f"Model {config.name} takes {channels} input channels, but --{key} has {len(given)} values.")
+            if (own := source.get(key)) and len(own) != channels:
+                source[key] = (sum(own) / len(own),) * channels
+        given = {key: getattr(config, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+        values = resolve_data_config(given | {"input_size": (channels, *(config.input_size or size))}, pretrained_cfg=source)
+        preprocessing = Preprocessing(
+            input_size=tuple(values["input_size"][1:]),
+            in_chans=channels,
+            mean=tuple(map(float, values["mean"])),
+            std=tuple(map(float, values["std"])),
+            interpolation=values["interpolation"],
+            crop_pct=float(values["crop_pct"]),
+            crop_mode=values["crop_mode"],
+        )
+        preprocessing.transform()(_blank(preprocessing))
+    except (TypeError, ValueError, KeyError, AssertionError, AttributeError) as error:
+        raise ModelError(f"Model {config.name}: its preprocessing settings cannot be used: {_brief(error)}.") from None
+    return preprocessing
 
 
 def _tried(model: nn.Module, preprocessing: Preprocessing, config: ModelConfig, device: torch.device) -> int:
-    """The number of classes, once an empty image has gone through; raises ModelError when it does not."""
-    shape = (1, preprocessing.in_chans, *preprocessing.input_size)
+    """The number of classes, once a blank image has gone through; raises ModelError when it does not."""
+    image = preprocessing.transform()(_blank(preprocessing))[None].to(device)
     try:
         with torch.no_grad():
-            logits = model(torch.zeros(shape, device=device))
+            logits = model(image)
     except Exception as error:  # a model may refuse a size at any depth
         size = " x ".join(map(str, preprocessing.input_size))
         raise ModelError(f"{_described(config)} does not accept an input of {size} pixels: {_brief(error)}.") from None
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise ModelError(f"{_described(config)} does not return one row of logits per image, so it cannot be used as a classifier.")
+    if not logits.isfinite().all():
+        raise ModelError(f"Model {config.name} returns no finite numbers for a blank image; its weights are damaged.")
     return logits.shape[1]
+
+
+def _blank(preprocessing: Preprocessing) -> Image.Image:
+    return Image.new("L" if preprocessing.in_chans == 1 else "RGB", preprocessing.input_size[::-1])
 
 
 def _class_names(config: ModelConfig, source: dict, n_classes: int, folders: Sequence[str]) -> tuple[tuple[str, ...], str]:
@@ -427,7 +451,8 @@ def _class_names(config: ModelConfig, source: dict, n_classes: int, folders: Seq
     if config.class_map:
         return read_class_map(config.class_map, n_classes), f"class map {config.class_map.name}"
     labels = source.get("label_names") or ()
-    labels = [labels[key] for key in sorted(labels, key=int)] if isinstance(labels, Mapping) else list(labels)
+    if isinstance(labels, Mapping):
+        labels = [labels[key] for key in sorted(labels, key=int)] if all(str(key).isdecimal() for key in labels) else []
     if len(labels) == n_classes:
         return tuple(map(str, labels)), "the model's own label names"
     table = imagenet_names(n_classes)

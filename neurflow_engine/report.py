@@ -112,7 +112,7 @@ def _html(run: Run, labels: Mapping[str, str]) -> bytes:
         }
         for layer in circuit.layers
     ]
-    configuration = {name: value for name, value in manifest["configuration"].items() if name not in ("model", "device", "workers")}
+    configuration = {name: value for name, value in manifest["configuration"].items() if name not in ("device", "workers")}
     settings = {
         "run": run.id,
         "made": manifest["created"],

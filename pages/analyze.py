@@ -160,14 +160,12 @@ def summary(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     cells[1].metric("Predicted right", show.percent(evaluation.accuracy, 1))
     if len(known):
         worst, false = known.sort_values("recall").iloc[0], classes.sort_values("false_positives").iloc[-1]
-        cells[2].metric("Worst class", show.percent(worst["recall"]))
-        cells[2].text(worst["name"])
-        cells[3].metric("Most false positives", f"{false['false_positives']}")
-        cells[3].text(false["name"])
+        cells[2].metric(f"Worst class: {show.plain(worst['name'])}", show.percent(worst["recall"]), help="share of its images predicted right")
+        cells[3].metric(f"Most false positives: {show.plain(false['name'])}", f"{false['false_positives']}")
     notes = f"{show.model_name(evaluation.model_name)} on {evaluation.data_root} · {evaluation.label_rule}"
     st.html(f'<div class="nf-small">{show.escape(notes)}</div>')
     if evaluation.skipped:
-        with st.expander(f"{len(evaluation.skipped)} files left out"):
+        with st.expander(f"{len(evaluation.skipped)} file{'s' if len(evaluation.skipped) > 1 else ''} left out"):
             st.dataframe(pd.DataFrame([vars(file) for file in evaluation.skipped]), hide_index=True)
 
 
@@ -180,9 +178,9 @@ def confusion_map(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     counts["right"] = counts["true"] == counts["predicted"]
     counts = counts[counts["true"].isin(names) & counts["predicted"].isin(names)]
     clicked = alt.selection_point(name="cell", fields=["true", "predicted"], toggle=False)
-    axis = alt.Axis(labelLimit=110, ticks=False, domain=False)
+    axis = alt.Axis(labelLimit=110, ticks=False, domain=False, labelOverlap=False)
     base = alt.Chart(counts).encode(
-        x=alt.X("predicted:N", scale=alt.Scale(domain=names), title="predicted", axis=alt.Axis(labelLimit=110, labelAngle=-40, ticks=False)),
+        x=alt.X("predicted:N", scale=alt.Scale(domain=names), title="predicted", axis=alt.Axis(labelLimit=110, labelAngle=-40, ticks=False, domain=False, labelOverlap=False)),
         y=alt.Y("true:N", scale=alt.Scale(domain=names), title="true", axis=axis),
         tooltip=["true", "predicted", "count", alt.Tooltip("share:Q", format=".1%", title="of the true class")],
     )
@@ -215,7 +213,7 @@ def class_table(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         if chosen:
             session.put(target=str(rows.loc[chosen[0], "index"]))
 
-    share = {"format": "percent", "min_value": 0.0, "max_value": 1.0}
+    share = {"format": "%.2f", "min_value": 0.0, "max_value": 1.0}
     st.dataframe(
         rows,
         key=key,
@@ -225,13 +223,13 @@ def class_table(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         height=min(35 * len(rows) + 38, 480),
         column_order=["name", "images", "predicted_images", "recall", "precision", "false_positives", "false_negatives", "confused_with"],
         column_config={
-            "name": st.column_config.TextColumn("class", pinned=True),
-            "images": st.column_config.NumberColumn("n", help="images of this class"),
-            "predicted_images": st.column_config.NumberColumn("predicted", help="images predicted as this class"),
-            "recall": st.column_config.ProgressColumn("recall", help="share of its images that are predicted right", **share),
-            "precision": st.column_config.ProgressColumn("precision", help="share of its predictions that are right", **share),
-            "false_positives": st.column_config.NumberColumn("FP", help="images of other classes predicted as this one"),
-            "false_negatives": st.column_config.NumberColumn("FN", help="images of this class predicted as another one"),
+            "name": st.column_config.TextColumn("class", width="small"),
+            "images": st.column_config.NumberColumn("n", width=50, help="images of this class"),
+            "predicted_images": st.column_config.NumberColumn("predicted", width=75, help="images predicted as this class"),
+            "recall": st.column_config.ProgressColumn("recall", width=105, help="share of its images that are predicted right", **share),
+            "precision": st.column_config.ProgressColumn("precision", width=105, help="share of its predictions that are right", **share),
+            "false_positives": st.column_config.NumberColumn("FP", width=50, help="images of other classes predicted as this one"),
+            "false_negatives": st.column_config.NumberColumn("FN", width=50, help="images of this class predicted as another one"),
             "confused_with": st.column_config.TextColumn("confused with", help="the class most often predicted instead"),
         },
     )
@@ -302,12 +300,10 @@ def analysis(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         with third:
             st.space("small")
             st.button(
-                "Analyze", key="analyze", type="primary", width="stretch", disabled=not (ready and flags),
+                "Analyze", key="analyze", type="primary", width="stretch", disabled=not ready,
                 on_click=session.quietly(lambda: start_analysis(evaluation, flags, target, layers, chosen)),
             )  # fmt: skip
         st.caption(text if ready else "Choose at least one layer and one patch size.")
-        if flags is None:
-            st.caption("This evaluation was made outside the app; evaluate the model here once more to analyse it.")
         progress(("analyze", "demo"))
 
 

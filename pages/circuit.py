@@ -149,9 +149,9 @@ def neighbours(run: Run, edges: tuple[Edge, ...], end: str, labels: dict[str, La
     for edge in edges[:limit]:
         other = run.circuit.group[getattr(edge, end)]
         colour = show.ADDS if edge.weight >= 0 else show.TAKES
-        weight, patches, name = st.columns([2, 4, 5], vertical_alignment="center", gap="small")
+        weight, patches, name = st.columns([3, 7, 6], vertical_alignment="center", gap="small")
         weight.html(f'<b style="color:{colour}">{edge.weight:+.2f}</b>{show.bar(abs(edge.weight), colour)}')
-        patches.html(show.patch_strip(run, other.patches[:3], 38))
+        patches.html(show.patch_strip(run, other.patches[:3], 40, line=True))
         name.button(
             show.plain(show.target_or_name(run, other, labels)), key=f"{key}_{other.id}", type="tertiary",
             on_click=lambda other=other: select(node=other.id),
@@ -252,7 +252,7 @@ def circuit_page(run: Run) -> None:
     labels = cached.labels().for_run(run.id)
     drawn, plain_grid = st.tabs(["Graph", "Images by logit"])
     with drawn:
-        left, right = st.columns([63, 37], gap="medium")
+        left, right = st.columns([64, 36], gap="medium")
         with left:
             threshold, groups = toolbar(run, labels, session.value(f"limit_{run.id}", FIRST))
             drawing = graph.draw(run.circuit, groups, threshold)

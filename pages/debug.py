@@ -15,7 +15,7 @@ from neurflow_engine.store import Evaluation, Run, write_atomically
 from pages.ui import cached, commands, session, show
 
 FALSE_POSITIVES, FALSE_NEGATIVES, WRONG, RIGHT = "Taken for the class", "Missed", "All wrong", "Right"
-PAGE = 24  # pictures in the gallery at a time
+PAGE = 20  # pictures in the gallery at a time
 GROUPS = 8  # groups shown for an image at first
 UPLOAD = "upload:"  # begins the name of an uploaded image in the address
 ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -84,7 +84,7 @@ def list_of_images(run: Run, evaluation: Evaluation) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = st.segmented_control(
             "Show", names, default=names[0], required=True, key=f"filter_{evaluation.id}", persist_state="session",
-            format_func=lambda name: f"{name} ({len(choices[name])})", label_visibility="collapsed",
+            format_func=lambda name: f"{name} ({len(choices[name])})", label_visibility="collapsed", wrap=True,
         )  # fmt: skip
     frame = choices[chosen]
     pages = -(-len(frame) // PAGE)
@@ -238,7 +238,7 @@ def presence(run: Run, seen, source: str, groups: tuple[str, ...], labels: dict[
                 "silence", value=group_id in groups, key=f"silence_{run.id}_{group_id}_{group_id in groups}", on_change=toggle, args=(run, group_id)
             )
             here.html(show.boxed(source, seen.best_patch[group_id], (width, height), 72))
-            patches.html(show.patch_strip(run, group.patches[:4], 56))
+            patches.html(show.patch_strip(run, group.patches[:4], 56, line=True))
             share = seen.presence[group_id]
             mark = ' <span style="color:#D55E00">misleading</span>' if group_id in flagged else ""
             name.html(
@@ -290,7 +290,7 @@ def one_misleading(run: Run, report: dict, group: dict, labels: dict[str, Label]
     record = run.circuit.group[group["id"]]
     with st.container(border=True):
         patches, words, button = st.columns([4, 8, 2], vertical_alignment="center", gap="small")
-        patches.html(show.patch_strip(run, record.patches[:4], 56))
+        patches.html(show.patch_strip(run, record.patches[:4], 56, line=True))
         words.html(
             f'<span style="color:{show.ADDS};font-weight:600">Misleading</span> <b>{escape(show.group_name(record, labels))}</b> '
             f"({escape(record.layer)}, {len(record.neurons)} neurons): silencing it brings back the true class of "
@@ -363,7 +363,7 @@ def debug_page(run: Run) -> None:
     with st.container(horizontal=True, horizontal_alignment="right"), st.container(width=420):
         evaluation = images_of(run)
     flagged = misleading(run, evaluation, labels)
-    pictures, details = st.columns([4, 7], gap="medium")
+    pictures, details = st.columns([5, 8], gap="large")
     with pictures:
         if evaluation is None:
             show.empty("No images yet", "Choose a folder above to see where the model is wrong in it, or upload an image below.")

@@ -66,7 +66,7 @@ def review(run: Run, group: NeuronGroup, order: list[str], labels: dict[str, Lab
                 weight, strip = st.columns([3, 7], vertical_alignment="center")
                 name = escape(show.group_name(other, labels))
                 weight.html(f'<b style="color:{colour}">{edge.weight:+.2f}</b><div class="nf-small">{name}</div>')
-                strip.html(show.patch_strip(run, other.patches[:5], 44))
+                strip.html(show.patch_strip(run, other.patches[:6], 44, line=True))
     with words:
         decide(run, group, label, previous, following)
         history(run, group)
@@ -165,7 +165,7 @@ def table(run: Run, groups: list[NeuronGroup], labels: dict[str, Label]) -> None
     columns = ["patches", "group", "proposed", "name", "state", "by", "changed"]
     st.dataframe(
         pd.DataFrame(rows, columns=columns).astype({"changed": "datetime64[us, UTC]"}), key=key, on_select=pick, selection_mode="single-row",
-        hide_index=True, row_height=56, height=min(57 * len(rows) + 40, 620),
+        hide_index=True, row_height=56, placeholder="", height=min(57 * len(rows) + 40, 620),
         column_config={
             "patches": st.column_config.ImageColumn("", width="small"),
             "proposed": st.column_config.TextColumn("proposed label"),

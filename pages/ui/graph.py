@@ -21,7 +21,8 @@ from neurflow_engine.records import Circuit, Edge, NeuronGroup
 from neurflow_engine.store import Run
 
 ADDS, TAKES = "#D55E00", "#0072B2"
-COLUMN, ROW, NODE = 130, 190, 84  # distances between nodes and the side of a node, in units of the drawing
+COLUMN, NODE = 116, 84  # distance between nodes of a row, and the side of a node, in units of the drawing
+ROWS = 170, 330  # distance between rows, at least and at most
 HEIGHT = 640  # pixels of the frame
 _SWEEPS = 8
 
@@ -34,6 +35,7 @@ class Drawing:
     layers: tuple[str, ...]  # of the rows
     edges: tuple[Edge, ...]  # strongest last, so that they lie on top
     position: dict[str, tuple[float, float]]  # centre of each group
+    row: float  # distance between rows
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -60,10 +62,14 @@ def most_important(circuit: Circuit, limit: int, always: str | None = None) -> t
 
 
 def default_threshold(circuit: Circuit, groups: Sequence[NeuronGroup], n_edges: int = 45) -> float:
-    """The weight below which edges are left out at first, so that about ``n_edges`` remain; in steps of 0.01."""
+    """The weight below which edges are left out at first, in steps of 0.01: about ``n_edges`` remain, more where groups would hang loose."""
     shown = {group.id for group in groups}
-    weights = sorted((abs(edge.weight) for edge in circuit.edges if {edge.source, edge.target} <= shown), reverse=True)
-    return int(100 * weights[n_edges - 1]) / 100 if len(weights) > n_edges else 0.0
+    edges = [edge for edge in circuit.edges if {edge.source, edge.target} <= shown]
+    weights = sorted((abs(edge.weight) for edge in edges), reverse=True)
+    if len(weights) <= n_edges:
+        return 0.0
+    strongest = {group: max((abs(edge.weight) for edge in edges if edge.source == group), default=1.0) for group in shown}
+    return int(100 * min(weights[n_edges - 1], *strongest.values())) / 100
 
 
 def draw(circuit: Circuit, groups: Sequence[NeuronGroup], threshold: float) -> Drawing:
@@ -84,10 +90,12 @@ def draw(circuit: Circuit, groups: Sequence[NeuronGroup], threshold: float) -> D
     edges = sorted((edge for edge in edges if {edge.source, edge.target} <= joined), key=lambda edge: abs(edge.weight))
     layers = [layer for layer, row in zip(circuit.layers, rows, strict=True) if row]
     rows = _untangled([row for row in rows if row], edges)
+    # a wide drawing is made as high as it is wide, so that the frame is filled
+    distance = min(max(ROWS[0], COLUMN * (max(map(len, rows)) + 1.5) / len(rows)), ROWS[1])
     position = {
-        group: (COLUMN * (place - (len(row) - 1) / 2), float(ROW * level)) for level, row in enumerate(rows) for place, group in enumerate(row)
+        group: (COLUMN * (place - (len(row) - 1) / 2), distance * level) for level, row in enumerate(rows) for place, group in enumerate(row)
     }
-    return Drawing(tuple(map(tuple, rows)), tuple(layers), tuple(edges), position)
+    return Drawing(tuple(map(tuple, rows)), tuple(layers), tuple(edges), position, distance)
 
 
 def _untangled(rows: list[list[str]], edges: Sequence[Edge]) -> list[list[str]]:
@@ -210,7 +218,7 @@ _BRIDGE = """<script>
       background = event.data.background;
       const border = { border: event.data.border, background, highlight: { border: event.data.accent, background },
                        hover: { border: event.data.accent, background } };
-      nodes.update(nodes.get().map(node => ({ id: node.id, color: border, font: { color: event.data.text } })));
+      nodes.update(nodes.get().map(node => ({ id: node.id, color: border, font: { color: event.data.text, background } })));
     }
     if (kind === 'circuit-fit') fit();
     if (kind === 'circuit-png') {
@@ -235,7 +243,7 @@ def html(drawing: Drawing, names: Mapping[str, str], hints: Mapping[str, str], p
         network.add_node(group, label=_short(names[group]), shape="image", image=pictures[group], x=x, y=y, hint=hints[group])
     left = min(x for x, _ in drawing.position.values()) - COLUMN * 1.05
     for level, layer in enumerate(drawing.layers):
-        label = {"label": _short(layer, 22), "shape": "text", "x": left, "y": level * ROW, "chosen": False}
+        label = {"label": _short(layer, 22), "shape": "text", "x": left, "y": level * drawing.row, "chosen": False}
         network.add_node(f"row:{layer}", **label)
     for edge in drawing.edges:
         verb = "adds to" if edge.weight >= 0 else "takes away from"
@@ -339,7 +347,7 @@ def svg(drawing: Drawing, names: Mapping[str, str], pictures: Mapping[str, str])
     """The graph as a self-contained SVG file."""
     xs = [x for x, _ in drawing.position.values()]
     left, top = min(xs) - COLUMN * 2.2, -NODE
-    width, height = max(xs) + COLUMN - left, (len(drawing.rows) - 1) * ROW + 2.4 * NODE
+    width, height = max(xs) + COLUMN - left, (len(drawing.rows) - 1) * drawing.row + 2.4 * NODE
     root = ElementTree.Element(
         "svg",
         {
@@ -372,7 +380,7 @@ def svg(drawing: Drawing, names: Mapping[str, str], pictures: Mapping[str, str])
         ElementTree.SubElement(root, "rect", {**box, "fill": "none", "stroke": "#B8C2C2"})
         _text(root, x, y + NODE / 2 + 16, _short(names[group]), "middle")
     for level, layer in enumerate(drawing.layers):
-        _text(root, left + 12, level * ROW, layer, "start", "#66727A")
+        _text(root, left + 12, level * drawing.row, layer, "start", "#66727A")
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 

@@ -26,10 +26,12 @@ MARK = "#E6007E"  # a box on a picture
 STATE_COLOURS = {LabelState.PENDING: "gray", LabelState.APPROVED: "green", LabelState.EDITED: "blue", LabelState.REJECTED: "red"}
 
 _STYLE = f"""<style>
-.stMainBlockContainer {{ padding-top: 4.5rem; padding-bottom: 3rem; max-width: 1480px; }}
+.stMainBlockContainer {{ padding: 4.25rem clamp(1rem, 3vw, 3rem) 3rem; max-width: 1560px; }}
+[data-testid="stSidebarHeader"] {{ height: 2.5rem; min-height: 0; margin: 0; }}
 [data-testid="stSidebarUserContent"] {{ padding-top: 1rem; }}
 .nf-question {{ opacity: .66; margin: -.9rem 0 .2rem 0; }}
-.nf-strip {{ display: flex; flex-wrap: wrap; gap: 6px; }}
+.nf-strip {{ display: flex; flex-wrap: wrap; gap: 6px; }} .nf-line {{ flex-wrap: nowrap; }}
+.nf-line > .nf-tile {{ flex: none; }}
 .nf-tile {{ position: relative; display: inline-block; line-height: 0; }}
 .nf-tile > img, .nf-boxed > img {{ border-radius: 6px; display: block; }}
 .nf-whole {{ display: none; position: absolute; z-index: 1000; top: calc(100% + 4px); left: 0; padding: 4px; border-radius: 8px;
@@ -177,8 +179,8 @@ def boxed(source: str, box: Sequence[float], size: Sequence[float], width: int) 
     return f'<span class="nf-boxed"><img src="{source}" width="{width}" alt=""><i style="{position}"></i></span>'
 
 
-def patch_strip(run: Run, patch_ids: Sequence[int], size: int = 72, whole: bool = True) -> str:
-    """HTML of a row of patches; pointing at one shows its place in the whole image."""
+def patch_strip(run: Run, patch_ids: Sequence[int], size: int = 72, line: bool = False) -> str:
+    """HTML of patches, on one line or as many as they need; pointing at one shows its place in the whole image."""
     circuit = run.circuit
     height, width = run.manifest["model"]["preprocessing"]["input_size"]
     tiles = []
@@ -187,11 +189,10 @@ def patch_strip(run: Run, patch_ids: Sequence[int], size: int = 72, whole: bool 
         image = circuit.images[patch.image]
         tip = f"{image.path} · true class {class_name(run, image.true)}"
         tile = f'<img src="{cached.picture(str(run.patch_thumbnail(number)))}" width="{size}" height="{size}" alt="{escape(tip)}">'
-        if whole:
-            source = cached.picture(str(run.image_thumbnail(patch.image)))
-            tile += f'<span class="nf-whole">{boxed(source, patch.box, (width, height), 168)}</span>'
+        source = cached.picture(str(run.image_thumbnail(patch.image)))
+        tile += f'<span class="nf-whole">{boxed(source, patch.box, (width, height), 168)}</span>'
         tiles.append(f'<span class="nf-tile" tabindex="0" title="{escape(tip)}">{tile}</span>')
-    return f'<div class="nf-strip">{"".join(tiles)}</div>'
+    return f'<div class="nf-strip{" nf-line" if line else ""}">{"".join(tiles)}</div>'
 
 
 def bar(share: float, colour: str = "#0F766E") -> str:
@@ -214,7 +215,7 @@ _GALLERY = st.components.v2.component(
     "neurflow_gallery",
     html='<div class="grid" role="listbox"></div>',
     css="""
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 8px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 8px; }
 button { all: unset; cursor: pointer; border-radius: 8px; padding: 3px; border: 2px solid transparent; box-sizing: border-box; min-width: 0;
          font-family: var(--st-font); color: var(--st-text-color); }
 button:hover { background: var(--st-secondary-background-color); }
