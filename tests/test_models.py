@@ -83,6 +83,16 @@ class TestRandomWeights:
         assert classifier.architecture == name.partition(".")[0]
         assert classifier.name == name
 
+    def test_the_same_from_many_threads_at_once(self):
+        prints = []
+        threads = [threading.Thread(target=lambda: prints.append(load(name="test_vit", random_weights=True).fingerprint)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(prints) == 4
+        assert len(set(prints)) == 1
+
     def test_not_together_with_a_checkpoint(self, weights):
         with pytest.raises(ModelError, match=r"random weights and checkpoint .* exclude each other"):
             load(weights, random_weights=True)
@@ -231,7 +241,7 @@ class TestRefusedCheckpoints:
 
     def test_code_in_a_bare_pickle_is_not_run(self, tmp_path):
         (tmp_path / "evil.bin").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
-        with pytest.raises(ModelError, match=r"evil\.bin .*\.$"):
+        with pytest.raises(ModelError, match=r"evil\.bin is damaged or no checkpoint of PyTorch\.$"):
             load(tmp_path / "evil.bin")
         assert not (tmp_path / "ran").exists()
 
@@ -275,6 +285,18 @@ class TestRefusedCheckpoints:
     def test_files_without_weights(self, tmp_path, content):
         torch.save(content, tmp_path / "weights.pth")
         with pytest.raises(ModelError, match=r"holds no weights; expected a state dict, alone or under state_dict_ema, "):
+            load(tmp_path / "weights.pth")
+
+    def test_a_dictionary_that_holds_itself(self, tmp_path):
+        content = {}
+        content["model"] = content
+        torch.save(content, tmp_path / "weights.pth")
+        with pytest.raises(ModelError, match="holds no weights"):
+            load(tmp_path / "weights.pth")
+
+    def test_weights_that_are_no_numbers(self, tmp_path):
+        torch.save(small().state_dict() | {"fc.bias": torch.full((8,), torch.nan)}, tmp_path / "weights.pth")
+        with pytest.raises(ModelError, match="returns no finite numbers for a blank image; its weights are damaged"):
             load(tmp_path / "weights.pth")
 
     def test_wrong_paths(self, tmp_path):
@@ -364,6 +386,17 @@ class TestModelFolder:
     def test_a_broken_config_is_one_sentence(self, folder, text):
         (folder / "config.json").write_text(text)
         with pytest.raises(ModelError, match=r"^[^\n]*\.$"):
+            load(name=f"local-dir:{folder}")
+
+    @pytest.mark.parametrize(
+        ("key", "value"), [("input_size", 224), ("mean", "grey"), ("std", [0.0]), ("interpolation", "guessed"), ("crop_pct", "most")]
+    )
+    def test_broken_preprocessing_settings_are_one_sentence(self, folder, key, value):
+        config = json.loads((folder / "config.json").read_text())
+        config["pretrained_cfg"][key] = value
+        config["model_args"] = {} if key == "input_size" else config["model_args"]
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match=r"^Model local-dir:[^\n]*\.$"):
             load(name=f"local-dir:{folder}")
 
 
@@ -550,8 +583,9 @@ class TestClassNames:
         classifier = load_classifier(ModelConfig(name="test_vit", random_weights=True), "cpu", folders)
         assert classifier.class_names_source == IMAGENET
 
-    def test_labels_of_another_length_are_not_used(self, folder):
-        config = json.loads((folder / "config.json").read_text()) | {"label_names": ["cat", "dog"]}
+    @pytest.mark.parametrize("labels", [["cat", "dog"], {"cat": 0, "dog": 1, "owl": 2}, {}])
+    def test_labels_that_do_not_name_each_class_are_not_used(self, folder, labels):
+        config = json.loads((folder / "config.json").read_text()) | {"label_names": labels}
         (folder / "config.json").write_text(json.dumps(config))
         assert load(name=f"local-dir:{folder}").class_names_source == UNKNOWN
 
