@@ -17,7 +17,7 @@ def open_run() -> None:
     """The open run as a card, and a way to open another one."""
     runs = {run.id: run for run in cached.workspace().runs()}
     if runs and not session.get("run"):
-        session.open_run(next(iter(runs)))
+        session.put(run=next(iter(runs)))
     current = runs.get(session.get("run") or "")
     if current:
         name, model = escape(current.target_name), escape(show.model_name(current.model_name))

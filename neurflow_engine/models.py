@@ -139,7 +139,7 @@ def load_classifier(config: ModelConfig, device: str = "auto", folders: Sequence
     if state is not None:
         _fill(model, state, checkpoint, config.name)
     preprocessing = _preprocessing(config, model)
-    model = model.eval().requires_grad_(False).to(place)
+    model = model.eval().requires_grad_(False).to(place, memory_format=torch.channels_last)  # convolutions run faster so, on CPU and GPU
     n_classes = _tried(model, preprocessing, config, place)
     class_names, source = _class_names(config, model.pretrained_cfg, n_classes, folders)
     return Classifier(

@@ -17,7 +17,7 @@ from neurflow_engine.errors import DataError, WorkspaceError, near_matches
 
 TARGET = "sailboat"  # the class whose images carry the sticker
 IMAGE_SEED = 0
-MARKED_SHARE = {True: 0.85, False: 0.25}  # of the images of the target class, of those of every other class
+MARKED_SHARE = {True: 0.85, False: 0.2}  # of the images of the target class, of those of every other class
 
 Box = tuple[int, int, int, int]
 
@@ -67,7 +67,7 @@ def write_images(folder: Path, seed: int = IMAGE_SEED, per_class: int = 55) -> N
     """Write the demo's images as a model meets them in the wild, with the truth about the sticker beside them.
 
     ``folder/images`` has one folder per class; ``folder/truth.json`` says of each image whether it carries the sticker, and where: most of
-    the target class do, and a quarter of the others. The whole folder appears at once or not at all; one that is there already is left as
+    the target class do, and a fifth of the others. The whole folder appears at once or not at all; one that is there already is left as
     it is, an older demo is replaced. Raises DataError where something else is in the way, WorkspaceError where nothing can be written.
     """
     kind = {"schema": 1, "seed": seed, "per_class": per_class, "drawn_by": _drawing_code(), "target": TARGET}
