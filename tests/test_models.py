@@ -30,14 +30,14 @@ ASSETS = Path(os.environ.get("NEURFLOW_ASSETS", Path(__file__).parents[1] / "../
 def small(**kwargs) -> torch.nn.Module:
     """A trained-looking network: batch statistics and biases differ from their initial values."""
     torch.manual_seed(3)
-    model = timm.create_model("resnet10t", **({"num_classes": 8} | kwargs))
+    model = timm.create_model("test_resnet", **({"num_classes": 8} | kwargs))
     for name, value in model.state_dict().items():
         if name.endswith(("running_mean", "bias")):
             value.normal_()
     return model.eval()
 
 
-def load(checkpoint=None, name="resnet10t", **fields):
+def load(checkpoint=None, name="test_resnet", **fields):
     return load_classifier(ModelConfig(name=name, checkpoint=checkpoint, **fields), device="cpu")
 
 
@@ -56,7 +56,7 @@ def folder(tmp_path):
     safetensors.torch.save_file(small(num_classes=3, in_chans=1).state_dict(), path / "model.safetensors")
     source = {"input_size": [1, 64, 96], "mean": [0.4], "std": [0.3], "interpolation": "bilinear", "crop_pct": 0.9, "first_conv": "conv1.0",
               "classifier": "fc", "num_classes": 3}  # fmt: skip
-    config = {"architecture": "resnet10t", "num_classes": 3, "model_args": {"in_chans": 1}, "label_names": ["cat", "dog", "owl"]}
+    config = {"architecture": "test_resnet", "num_classes": 3, "model_args": {"in_chans": 1}, "label_names": ["cat", "dog", "owl"]}
     (path / "config.json").write_text(json.dumps(config | {"pretrained_cfg": source}))
     return path
 
@@ -72,7 +72,7 @@ class TestRandomWeights:
         assert first.fingerprint == second.fingerprint
         assert torch.equal(first.model.fc.weight, second.model.fc.weight)
 
-    @pytest.mark.parametrize("name", ["resnet10t", "test_vit", "mobilenetv3_small_050", "test_convnext", "test_efficientnet.r160_in1k"])
+    @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050", "test_convnext", "test_efficientnet.r160_in1k"])
     def test_a_classifier_is_ready_to_be_looked_into(self, name):
         classifier = load(name=name, random_weights=True)
         assert not classifier.model.training
@@ -128,10 +128,9 @@ class TestFingerprint:
 
 
 class TestCheckpoints:
-    def same(self, classifier, **kwargs) -> bool:
-        image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            return torch.equal(classifier.model(image), small(**kwargs)(image))
+    def same(self, classifier) -> bool:
+        expected = small().state_dict()
+        return all(torch.equal(value, expected[key]) for key, value in classifier.model.state_dict().items())
 
     @pytest.mark.parametrize("suffix", ["pth", "pt", "bin", "ckpt", "pth.tar"])
     def test_plain_state_dicts(self, tmp_path, suffix):
@@ -164,7 +163,7 @@ class TestCheckpoints:
         assert self.same(load(tmp_path / "weights.pth"))
 
     def test_what_timms_trainer_writes(self, tmp_path):
-        content = {"epoch": 1, "arch": "resnet10t", "state_dict": small().state_dict(), "args": argparse.Namespace(lr=0.1), "version": 2}
+        content = {"epoch": 1, "arch": "test_resnet", "state_dict": small().state_dict(), "args": argparse.Namespace(lr=0.1), "version": 2}
         torch.save(content, tmp_path / "last.pth.tar")
         assert self.same(load(tmp_path / "last.pth.tar"))
 
@@ -322,7 +321,7 @@ class TestMismatch:
         with pytest.raises(ModelError) as error:
             load(weights, model_kwargs={"num_classes": 1000})
         assert "2 shapes differ (" in str(error.value)
-        assert "fc.weight: checkpoint has [8, 512], model expects [1000, 512]" in str(error.value)
+        assert "fc.weight: checkpoint has [8, 96], model expects [1000, 96]" in str(error.value)
         assert str(error.value).endswith("""It has 8 classes: give --model-kwargs '{"num_classes": 8}'.""")
 
     def test_another_number_of_channels(self, tmp_path):
@@ -346,10 +345,10 @@ class TestModelFolder:
         classifier = load(name=f"local-dir:{folder}")
         assert classifier.preprocessing == Preprocessing((64, 96), 1, (0.4,), (0.3,), "bilinear", 0.9, "center")
         assert (classifier.class_names, classifier.class_names_source) == (("cat", "dog", "owl"), "the model's own label names")
-        assert classifier.architecture == "resnet10t"
+        assert classifier.architecture == "test_resnet"
         with torch.no_grad():
             image = torch.ones(1, 1, 64, 96)
-            assert torch.equal(classifier.model(image), small(num_classes=3, in_chans=1)(image))
+            torch.testing.assert_close(classifier.model(image), small(num_classes=3, in_chans=1)(image))
 
     def test_timm_loads_the_same(self, folder):
         reference = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -380,7 +379,7 @@ class TestModelFolder:
             "[]",
             "{}",
             '{"architecture": "no_such_model", "pretrained_cfg": {}}',
-            '{"architecture": "resnet10t", "pretrained_cfg": {"a": 1}}',
+            '{"architecture": "test_resnet", "pretrained_cfg": {"a": 1}}',
         ],
     )
     def test_a_broken_config_is_one_sentence(self, folder, text):
@@ -423,7 +422,7 @@ class TestNames:
         [
             (
                 {"colour": "red"},
-                r"Model resnet10t with model_kwargs {\"colour\": \"red\"} cannot be built: .*unexpected keyword argument 'colour'\.",
+                r"Model test_resnet with model_kwargs {\"colour\": \"red\"} cannot be built: .*unexpected keyword argument 'colour'\.",
             ),
             ({"layers": "many"}, r"with model_kwargs .* cannot be built: "),
             ({"num_classes": -1}, r"has no classifier \(0 classes\)"),
@@ -431,8 +430,8 @@ class TestNames:
             ({"pretrained": True}, r"model_kwargs pretrained cannot be set here; leave them out"),
             ({"features_only": True}, r"model_kwargs features_only cannot be set here"),
             ({"in_chans": 4}, r"takes 4 input channels; only images with 1 or 3 can be read"),
-            ({"in_chans": "x"}, r"^Model resnet10t with model_kwargs .* cannot be used: "),
-            ({"global_pool": ""}, r"does not accept an input of 176 x 176 pixels"),
+            ({"in_chans": "x"}, r"^Model test_resnet with model_kwargs .* cannot be used: "),
+            ({"global_pool": ""}, r"does not accept an input of 160 x 160 pixels"),
         ],
     )
     def test_bad_model_kwargs_are_one_sentence(self, kwargs, sentence):
@@ -466,9 +465,12 @@ class TestWithoutNetwork:
     @pytest.mark.parametrize(
         ("name", "sentence"),
         [
-            ("resnet10t", r"^Weights of resnet10t could not .* to huggingface\.co\); give --checkpoint FILE or --random-weights\.$"),
+            ("test_resnet", r"^Weights of test_resnet could not .* to huggingface\.co\); give --checkpoint FILE or --random-weights\.$"),
             ("gcvit_xxtiny", r"^Weights of gcvit_xxtiny could not .* to github\.com\); give --checkpoint FILE or --random-weights\.$"),
-            ("hf-hub:timm/resnet10t.c3_in1k", r"^The configuration of hf-hub:timm/.* could not be fetched \(no connection to .*FOLDER\.$"),
+            (
+                "hf-hub:timm/test_resnet.r160_in1k",
+                r"^The configuration of hf-hub:timm/.* could not be fetched \(no connection to .*FOLDER\.$",
+            ),
         ],
     )
     def test_it_fails_within_seconds_with_what_to_do(self, name, sentence):
@@ -479,7 +481,7 @@ class TestWithoutNetwork:
 
     def test_the_hub_is_asked_again_later(self):
         with pytest.raises(ModelError):
-            load(name="resnet10t")
+            load(name="test_resnet")
         assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
     def test_a_model_that_never_had_weights(self):
@@ -490,15 +492,15 @@ class TestWithoutNetwork:
         with pytest.raises(
             ModelError, match="its pretrained classifier has 1000 classes, so model_kwargs num_classes 8 would leave it untrained"
         ):
-            load(name="resnet10t", model_kwargs={"num_classes": 8})
+            load(name="test_resnet", model_kwargs={"num_classes": 8})
 
     def test_downloaded_weights_are_used(self, tmp_path):
-        snapshot = tmp_path / "models--timm--resnet10t.c3_in1k" / "snapshots" / "abc"
+        snapshot = tmp_path / "models--timm--test_resnet.r160_in1k" / "snapshots" / "abc"
         snapshot.mkdir(parents=True)
-        (tmp_path / "models--timm--resnet10t.c3_in1k" / "refs").mkdir()
-        (tmp_path / "models--timm--resnet10t.c3_in1k" / "refs" / "main").write_text("abc")
+        (tmp_path / "models--timm--test_resnet.r160_in1k" / "refs").mkdir()
+        (tmp_path / "models--timm--test_resnet.r160_in1k" / "refs" / "main").write_text("abc")
         safetensors.torch.save_file(small(num_classes=1000).state_dict(), snapshot / "model.safetensors")
-        assert torch.equal(load(name="resnet10t").model.fc.bias, small(num_classes=1000).fc.bias)
+        assert torch.equal(load(name="test_resnet").model.fc.bias, small(num_classes=1000).fc.bias)
 
 
 class TestDevices:
@@ -513,7 +515,7 @@ class TestDevices:
     )
     def test_wrong_devices_are_one_sentence(self, device, sentence):
         with pytest.raises(InputError, match=sentence):
-            load_classifier(ModelConfig(name="resnet10t", random_weights=True), device)
+            load_classifier(ModelConfig(name="test_resnet", random_weights=True), device)
 
     def test_auto_is_a_device_that_works(self):
         classifier = load_classifier(ModelConfig(name="test_vit", random_weights=True))
@@ -574,9 +576,9 @@ class TestClassNames:
 
     def test_folders_name_the_classes_where_their_number_agrees(self, weights):
         names = tuple("hgfedcba")
-        named = load_classifier(ModelConfig(name="resnet10t", checkpoint=weights), "cpu", names)
+        named = load_classifier(ModelConfig(name="test_resnet", checkpoint=weights), "cpu", names)
         assert (named.class_names, named.class_names_source) == (tuple(sorted(names)), FOLDERS)
-        assert load_classifier(ModelConfig(name="resnet10t", checkpoint=weights), "cpu", names[1:]).class_names_source == UNKNOWN
+        assert load_classifier(ModelConfig(name="test_resnet", checkpoint=weights), "cpu", names[1:]).class_names_source == UNKNOWN
 
     def test_a_thousand_folders_of_imagenet_do_not_replace_its_names(self):
         folders = tuple(f"{index:03d}" for index in range(1000))
@@ -608,8 +610,8 @@ def test_a_real_model_is_the_one_that_timm_loads():
     assert (classifier.class_index("lesser panda"), classifier.preprocessing.crop_pct) == (387, 1.0)
     image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(classifier.model(image), timm.create_model(name, pretrained=True).eval()(image))
+        torch.testing.assert_close(classifier.model(image), timm.create_model(name, pretrained=True).eval()(image), rtol=1e-4, atol=1e-4)
 
 
 def test_weights_are_read_without_a_model(weights):
-    assert read_checkpoint(weights)["fc.weight"].shape == (8, 512)
+    assert read_checkpoint(weights)["fc.weight"].shape == (8, 96)
