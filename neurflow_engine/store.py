@@ -276,7 +276,7 @@ class Evaluation:
 
     def per_class(self) -> pd.DataFrame:
         """One row per class that occurs: index, name, images, predicted_images, recall, precision, false_positives, false_negatives,
-        confused_with (the class most often predicted instead)."""
+        confused_with (the class most often predicted instead); false ones are missing where no true class is known."""
         frame = self.predictions
         known = frame.dropna(subset="true")
         rows = []
@@ -292,12 +292,12 @@ class Evaluation:
                     "predicted_images": int((frame["predicted"] == index).sum()),
                     "recall": right / len(of_class) if len(of_class) else None,
                     "precision": right / len(as_class) if len(as_class) else None,
-                    "false_positives": len(as_class) - right,
-                    "false_negatives": len(of_class) - right,
+                    "false_positives": len(as_class) - right if len(known) else None,
+                    "false_negatives": len(of_class) - right if len(known) else None,
                     "confused_with": self.class_names[wrong.index[0]] if len(wrong) else None,
                 }
             )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).astype({"false_positives": "Int64", "false_negatives": "Int64"})
 
 
 class Workspace:
