@@ -1,0 +1,139 @@
+"""Integrated gradients: exact on polynomials, complete on smooth networks, and no sample or target disturbs another."""
+
+import pytest
+import torch
+from nets import SkipAround, images, network
+from torch import nn
+
+from neurflow_engine.attribution import Attribution, gauss_legendre, integrated_gradients, joined
+from neurflow_engine.records import LOGITS
+from neurflow_engine.tracing import Segment, record
+
+SMOOTH = {
+    "GELU perceptron": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 16), nn.GELU(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4))
+    ),
+    "softplus convolutions": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Softplus(), nn.Conv2d(6, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(20, 4))
+    ),
+}
+
+
+@pytest.fixture(params=SMOOTH)
+def smooth(request):
+    torch.manual_seed(0)
+    return SMOOTH[request.param]().eval().requires_grad_(False)
+
+
+def by_brute_force(function, inputs, output, n_steps=400):
+    """Midpoint Riemann sum of the definition, one sample and one step at a time: (n_samples, *positions)."""
+    total = torch.zeros_like(inputs, dtype=torch.float64)
+    for sample in range(len(inputs)):
+        for step in range(n_steps):
+            scaled = (inputs[sample : sample + 1] * (step + 0.5) / n_steps).requires_grad_(True)
+            (gradient,) = torch.autograd.grad(function(scaled)[0, output], scaled)
+            total[sample] += gradient[0].double() / n_steps
+    return (total * inputs).float()
+
+
+def test_is_exact_on_a_polynomial_solved_on_paper():
+    # f = sum over positions of a^2 b, g = sum of b: IG of a^2 b is 2/3 a^2 b for a and 1/3 a^2 b for b.
+    def function(x):
+        a, b = x[:, 0], x[:, 1]
+        return torch.stack([(a**2 * b).sum(1), b.sum(1)], 1)
+
+    inputs = torch.tensor([[[3.0, 1.0], [2.0, 3.0]], [[1.0, 0.0], [6.0, 5.0]]])  # (2 samples, 2 channels, 2 positions)
+    found = integrated_gradients(function, inputs, [(0, 1), (0,)], channel_axis=1, n_nodes=2)
+    torch.testing.assert_close(found.channels, torch.tensor([[7.0, 3.5], [0.0, 2.5], [2.0, 1.0]]))  # means over the 2 positions
+    torch.testing.assert_close(found.change, torch.tensor([21.0, 5.0, 6.0]))
+    torch.testing.assert_close(found.gap, torch.zeros(3), atol=1e-5, rtol=0)
+    assert found.relative_gap < 1e-6
+
+
+def test_too_few_nodes_show_in_the_gap():
+    found = integrated_gradients(lambda x: (x**4).sum((1, 2))[:, None], torch.full((1, 1, 1), 2.0), [(0,)], 1, n_nodes=1)
+    # one node in the middle: 2 * 4 * 1^3 = 8 instead of 16
+    assert found.channels.item() == pytest.approx(8)
+    assert found.gap.item() == pytest.approx(8)
+    assert found.relative_gap == pytest.approx(0.5)
+
+
+def test_nodes_integrate_polynomials_of_degree_2n_minus_1_exactly():
+    nodes, weights = gauss_legendre(3)
+    assert [(weights * nodes**degree).sum() for degree in range(6)] == pytest.approx([1 / (degree + 1) for degree in range(6)])
+    assert (weights * nodes**6).sum() != pytest.approx(1 / 7, rel=1e-5)
+
+
+def test_the_gap_is_below_one_percent_on_a_smooth_network(smooth):
+    found = integrated_gradients(smooth, 2 * images(5, 6), [range(4)] * 5, channel_axis=1, n_nodes=8)
+    assert found.change.abs().min() > 1e-3
+    assert found.relative_gap < 0.01
+
+
+def test_equals_a_riemann_sum_of_the_definition(smooth):
+    inputs = 2 * images(2, 6)
+    found = integrated_gradients(smooth, inputs, [(1,), (1,)], channel_axis=1, n_nodes=16)
+    expected = by_brute_force(smooth, inputs, 1)
+    torch.testing.assert_close(found.channels, expected.mean((2, 3)), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.change, (smooth(inputs) - smooth(0 * inputs))[:, 1])
+
+
+def test_channels_may_lie_on_any_axis(smooth):
+    inputs = images(2, 6)
+    expected = integrated_gradients(smooth, inputs, [(0,), (2, 1)], 1, 4)
+    found = integrated_gradients(lambda x: smooth(x.permute(0, 3, 1, 2)), inputs.permute(0, 2, 3, 1), [(0,), (2, 1)], 3, 4)
+    torch.testing.assert_close(found.channels, expected.channels)
+
+
+def test_shared_between_targets_it_equals_one_target_at_a_time(smooth):
+    inputs, wanted = images(3, 6), [(3, 0), (), (1, 2, 0)]
+    shared = integrated_gradients(smooth, inputs, wanted, 1, 4)
+    alone = joined(
+        [
+            integrated_gradients(smooth, inputs[sample : sample + 1], [(output,)], 1, 4)
+            for sample, outputs in enumerate(wanted)
+            for output in outputs
+        ]
+    )
+    assert len(shared.change) == 5
+    for name in ("channels", "change", "gap"):
+        torch.testing.assert_close(getattr(shared, name), getattr(alone, name), rtol=1e-4, atol=1e-6)
+
+
+def test_samples_do_not_influence_each_other(smooth):
+    inputs = images(3, 6)
+    together = integrated_gradients(smooth, inputs, [(1,)] * 3, 1, 4)
+    changed = integrated_gradients(smooth, torch.cat([inputs[:1], 100 * inputs[1:]]), [(1,)] * 3, 1, 4)
+    torch.testing.assert_close(together.channels[0], changed.channels[0])
+    assert not torch.allclose(together.channels[1], changed.channels[1])
+
+
+def test_through_a_segment_every_sample_keeps_its_own_context():
+    net = network(SkipAround())
+    segment = Segment(net, "cut", LOGITS, images(3, 6))
+    inputs = images(3, 6, seed=4)
+    at_cut, context = record(net, inputs, ["cut"])["cut"], segment.context(inputs)
+    found = integrated_gradients(
+        lambda scaled: segment.repeated(scaled, context, len(scaled) // 3), at_cut, [(2,), (0, 2), (2,)], channel_axis=1, n_nodes=16
+    )
+    rows = []
+    for sample in range(3):
+        own = segment.context(inputs[sample : sample + 1])
+        rows.append(by_brute_force(lambda x, own=own: segment(x, own), at_cut[sample : sample + 1], 2))
+    torch.testing.assert_close(found.channels[[0, 2, 3]], torch.cat(rows).mean((2, 3)), rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(found.channels[0], found.channels[2])
+    assert found.relative_gap < 0.01
+
+
+def test_no_graph_is_left_behind_and_nothing_asks_for_gradients(smooth):
+    inputs = images(2, 6)
+    found = integrated_gradients(smooth, inputs, [(0,), (1,)], 1, 2)
+    assert not any(tensor.requires_grad for tensor in (inputs, found.channels, found.change, found.gap))
+
+
+def test_rows_are_taken_in_the_order_asked_for():
+    attribution = Attribution(torch.arange(6.0).view(3, 2), torch.tensor([1.0, -2.0, 3.0]), torch.tensor([0.0, 1.0, 0.5]))
+    rows = attribution.rows([2, 0])
+    assert rows.channels.tolist() == [[4, 5], [0, 1]]
+    assert rows.change.tolist() == [3, 1]
+    assert attribution.relative_gap == pytest.approx(1.5 / 6)

@@ -1,0 +1,131 @@
+"""Layers are found in any architecture with their channel axis, and chosen by name or by depth."""
+
+import pytest
+import torch
+from nets import Chain, images, network, timm_network
+from torch import nn
+
+from neurflow_engine.errors import LayerError
+from neurflow_engine.layers import channel_means, examine, pooled, silenced
+from neurflow_engine.records import LOGITS, Layer
+
+
+def anatomy(name, size=64, **kwargs):
+    return examine(timm_network(name, num_classes=7, **kwargs), (3, size, size))
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return anatomy("resnet10t")
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return anatomy("vit_tiny_patch16_224", 48, img_size=48, depth=8)
+
+
+class TestAnatomy:
+    def test_stages_come_from_input_to_output_and_end_at_the_logits(self, resnet):
+        assert resnet.stages == ("act1", "layer1", "layer2", "layer3", "layer4")
+        assert list(resnet.layers)[-1] == LOGITS
+        assert resnet.layers[LOGITS] == Layer(LOGITS, 7, 1, (7,))
+
+    def test_channels_of_a_convolutional_network_are_the_first_axis(self, resnet):
+        assert resnet.layers["layer2"] == Layer("layer2", 128, 1, (128, 8, 8))
+        assert resnet.layers["layer4.0.conv1"].channel_axis == 1
+
+    def test_channels_of_an_nhwc_network_are_the_last_axis(self):
+        found = anatomy("swin_tiny_patch4_window7_224", img_size=64)
+        assert found.layers["layers.1"] == Layer("layers.1", 192, 3, (8, 8, 192))
+        assert found.stages == ("layers.0", "layers.1", "layers.2", "layers.3")
+
+    def test_channels_of_tokens_are_the_last_axis_behind_the_class_token(self, vit):
+        assert vit.layers["blocks.3"] == Layer("blocks.3", 192, 2, (10, 192), n_prefix_tokens=1)
+
+    def test_layers_before_the_class_token_have_no_prefix(self, vit):
+        assert vit.layers["patch_embed"] == Layer("patch_embed", 192, 2, (9, 192), n_prefix_tokens=0)
+
+    def test_register_tokens_are_prefix_tokens_too(self):
+        found = anatomy("vit_tiny_patch16_224", 48, img_size=48, depth=2, reg_tokens=4)
+        assert found.layers["blocks.1"].n_prefix_tokens == 5
+
+    def test_the_last_convolution_before_pooling_is_a_stage_where_it_makes_new_features(self):
+        assert anatomy("mobilenetv2_050").stages[-2:] == ("blocks.6", "bn2")
+
+    def test_blocks_inside_the_stages_are_offered_too(self, vit):
+        assert vit.places == tuple(f"blocks.{number}" for number in range(8))
+        places = anatomy("convnext_atto").places
+        assert [place for place in places if place.startswith("stages.0")] == ["stages.0.blocks.0", "stages.0.blocks.1", "stages.0"]
+
+    def test_a_module_without_one_tensor_per_call_is_unfit_and_says_why(self):
+        class Model(Chain):
+            def __init__(self):
+                super().__init__()
+                self.pair = nn.LSTM(5, 5, batch_first=True)
+                self.feature_info = [{"module": "cut", "num_chs": 5}]
+
+            def forward(self, x):
+                return self.head(self.pair(self.act(self.cut(self.act(self.first(x.flatten(1))))))[0])
+
+        found = examine(network(Model()), (1, 2, 2))
+        assert found.unfit == {"act": "it is called 2 times in one forward pass", "pair": "its output is a tuple, not one tensor"}
+        assert found.stages == ("cut",)
+
+
+class TestChosen:
+    def test_logits_come_first_then_the_named_layers(self, resnet):
+        assert [layer.name for layer in resnet.chosen(("layer4", "layer2"), depth=3)] == [LOGITS, "layer4", "layer2"]
+
+    @pytest.mark.parametrize(("depth", "names"), [(1, ["layer4"]), (3, ["layer4", "layer3", "layer2"]), (99, 5)])
+    def test_by_depth_the_deepest_stages_are_taken(self, resnet, depth, names):
+        chosen = [layer.name for layer in resnet.chosen(None, depth)][1:]
+        assert (len(chosen) if isinstance(names, int) else chosen) == names
+
+    def test_by_depth_a_row_of_equal_blocks_is_evenly_spaced(self, vit):
+        assert [layer.name for layer in vit.chosen(None, 3)] == [LOGITS, "blocks.7", "blocks.5", "blocks.3"]
+
+    def test_an_unknown_name_brings_near_matches(self, resnet):
+        with pytest.raises(LayerError, match=r"Layer 'layer22' is not in this model\. Did you mean .*layer2.* Its stages are act1, layer1"):
+            resnet.chosen(("layer22",), 3)
+
+    def test_the_wrong_order_brings_the_right_one(self, resnet):
+        with pytest.raises(LayerError, match="not listed deepest first; write layer4,layer3"):
+            resnet.chosen(("layer3", "layer4"), 3)
+
+    def test_the_logits_need_not_be_named(self, resnet):
+        with pytest.raises(LayerError, match="logits are always analysed; name the layers below them, e.g. layer4,layer3"):
+            resnet.chosen((LOGITS, "layer3"), 2)
+
+    def test_an_unfit_layer_says_why(self):
+        model = Chain()
+        model.feature_info = [{"module": "cut", "num_chs": 5}]
+        with pytest.raises(LayerError, match=r"Layer act cannot be used: it is called 2 times in one forward pass; choose among cut"):
+            examine(network(model), (1, 2, 2)).chosen(("act",), 3)
+
+
+class TestPooled:
+    def test_is_the_mean_over_space_wherever_the_channels_are(self):
+        output = images(2, 5, channels=3)
+        expected = output.mean((2, 3))
+        torch.testing.assert_close(pooled(Layer("a", 3, 1, (3, 5, 5)), output), expected)
+        torch.testing.assert_close(pooled(Layer("a", 3, 3, (5, 5, 3)), output.permute(0, 2, 3, 1)), expected)
+
+    def test_leaves_class_and_register_tokens_out(self):
+        output = torch.tensor([[[100.0, 200.0], [1.0, 2.0], [3.0, 4.0]]])
+        layer = Layer("a", 2, 2, (3, 2), n_prefix_tokens=1)
+        assert pooled(layer, output).tolist() == [[2.0, 3.0]]
+        assert channel_means(layer, output).tolist() == [[pytest.approx(104 / 3), pytest.approx(206 / 3)]]
+
+    def test_of_logits_is_the_logits(self):
+        output = torch.tensor([[1.0, 2.0]])
+        assert pooled(Layer(LOGITS, 2, 1, (2,)), output).tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(1, (2, 3, 4, 4)), (3, (2, 4, 4, 3)), (2, (2, 5, 3)), (1, (2, 3))])
+def test_silencing_zeroes_the_neurons_at_every_position_of_a_copy(axis, shape):
+    output = torch.ones(shape)
+    quiet = silenced(Layer("a", 3, axis, shape[1:]), output, [0, 2])
+    assert quiet.select(axis, 0).abs().max() == 0
+    assert quiet.select(axis, 2).abs().max() == 0
+    assert quiet.select(axis, 1).min() == 1
+    assert output.min() == 1
