@@ -8,7 +8,12 @@ import streamlit as st
 from neurflow_engine.jobs import JobState
 from pages.ui import cached, session, show
 
-st.set_page_config(page_title="NeurFlow Debugger", page_icon=str(Path(__file__).parent / ".streamlit" / "favicon.png"), layout="wide")
+st.set_page_config(
+    page_title="NeurFlow Debugger",
+    page_icon=str(Path(__file__).parent / ".streamlit" / "favicon.png"),
+    layout="wide",
+    initial_sidebar_state=264,
+)
 
 PAGES = ("Analyze", "Circuit", "Debug", "Labels")
 

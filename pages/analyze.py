@@ -70,7 +70,7 @@ def start_demo() -> None:
 
 def chosen_model() -> dict | None:
     """Fields of a ModelConfig from the form; None while something is missing."""
-    kind = st.segmented_control("Model", MODELS, default="Demo", required=True, key="model_kind", persist_state="session")
+    kind = st.segmented_control("Model", MODELS, default="Demo", required=True, wrap=True, key="model_kind", persist_state="session")
     if kind == "Demo":
         st.caption(f"The embedded classifier of {len(demo.CLASSES)} kinds of drawn pictures.")
         return {"name": f"local-dir:{demo.MODEL_FOLDER}"}
@@ -81,7 +81,10 @@ def chosen_model() -> dict | None:
         )
         return {"name": name, "random_weights": random} if name else None
     path = st.text_input(
-        "Weights", key="checkpoint", persist_state="session", placeholder="/path/to/model.safetensors, .pth, .pt, .bin, or a timm model folder"
+        "Weights",
+        key="checkpoint",
+        persist_state="session",
+        placeholder="/path/to/model.safetensors, .pth, .pt, .bin, or a timm model folder",
     ).strip()
     if not path:
         return None
@@ -102,7 +105,12 @@ def architecture(key: str, placeholder: str) -> str | None:
 
     def described(name: str) -> str:
         info = known[name]
-        parts = [name, info.family, info.input_size and f"{info.input_size[0]} px", info.n_parameters and f"{info.n_parameters / 1e6:.1f} M"]
+        parts = [
+            name,
+            info.family,
+            info.input_size and f"{info.input_size[0]} px",
+            info.n_parameters and f"{info.n_parameters / 1e6:.1f} M",
+        ]
         return " · ".join(part for part in (*parts, "weights here" if info.weights_local else "") if part)
 
     return st.selectbox(
@@ -134,7 +142,7 @@ def start_evaluation(model: dict, images: Path) -> None:
 def form() -> None:
     """Which model, which images, and the button that evaluates."""
     with st.container(border=True):
-        left, middle, right = st.columns([5, 5, 2], gap="medium")
+        left, middle, right = show.split("form", [5, 5, 2])
         with left:
             model = chosen_model()
         with middle:
@@ -155,13 +163,14 @@ def form() -> None:
 def summary(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     """The evaluation in one line."""
     known = classes[classes["images"] > 0]
-    cells = st.columns(4)
-    cells[0].metric("Images", f"{len(evaluation.predictions):,}")
-    cells[1].metric("Predicted right", show.percent(evaluation.accuracy, 1))
-    if len(known):
-        worst, false = known.sort_values("recall").iloc[0], classes.sort_values("false_positives").iloc[-1]
-        cells[2].metric(f"Worst class: {show.plain(worst['name'])}", show.percent(worst["recall"]), help="share of its images predicted right")
-        cells[3].metric(f"Most false positives: {show.plain(false['name'])}", f"{false['false_positives']}")
+    with st.container(horizontal=True, gap="xlarge"):
+        st.metric("Images", f"{len(evaluation.predictions):,}", width="content")
+        if len(known):
+            worst, false = known.sort_values("recall").iloc[0], classes.sort_values("false_positives").iloc[-1]
+            st.metric("Predicted right", show.percent(evaluation.accuracy, 1), width="content")
+            share = show.percent(worst["recall"])
+            st.metric(f"Worst class: {show.plain(worst['name'])}", share, width="content", help="share of its images predicted right")
+            st.metric(f"Most false positives: {show.plain(false['name'])}", f"{false['false_positives']}", width="content")
     notes = f"{show.model_name(evaluation.model_name)} on {evaluation.data_root} · {evaluation.label_rule}"
     st.html(f'<div class="nf-small">{show.escape(notes)}</div>')
     if evaluation.skipped:
@@ -180,7 +189,12 @@ def confusion_map(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     clicked = alt.selection_point(name="cell", fields=["true", "predicted"], toggle=False)
     axis = alt.Axis(labelLimit=110, ticks=False, domain=False, labelOverlap=False)
     base = alt.Chart(counts).encode(
-        x=alt.X("predicted:N", scale=alt.Scale(domain=names), title="predicted", axis=alt.Axis(labelLimit=110, labelAngle=-40, ticks=False, domain=False, labelOverlap=False)),
+        x=alt.X(
+            "predicted:N",
+            scale=alt.Scale(domain=names),
+            title="predicted",
+            axis=alt.Axis(labelLimit=110, labelAngle=-40, ticks=False, domain=False, labelOverlap=False),
+        ),
         y=alt.Y("true:N", scale=alt.Scale(domain=names), title="true", axis=axis),
         tooltip=["true", "predicted", "count", alt.Tooltip("share:Q", format=".1%", title="of the true class")],
     )
@@ -189,7 +203,11 @@ def confusion_map(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     cells = base.mark_rect(cornerRadius=3, cursor="pointer").encode(color=colour, opacity=opacity).add_params(clicked)
     layers = [cells]
     if len(names) <= LARGEST_NUMBERED:
-        layers.append(base.mark_text(fontSize=11, opacity=0.9).encode(text="count:Q"))
+        layers.append(
+            base.mark_text(fontSize=11).encode(
+                text="count:Q", color=alt.condition("datum.share > 0.45", alt.value("#FFFFFF"), alt.value(show.ink()))
+            )
+        )
     chart = alt.layer(*layers).properties(height=max(260, 26 * len(names) + 90))
     key = f"map_{evaluation.id}"
 
@@ -220,14 +238,15 @@ def class_table(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         on_select=pick,
         selection_mode="single-row",
         hide_index=True,
+        placeholder="–",
         height=min(35 * len(rows) + 38, 480),
         column_order=["name", "images", "predicted_images", "recall", "precision", "false_positives", "false_negatives", "confused_with"],
         column_config={
             "name": st.column_config.TextColumn("class", width="small"),
             "images": st.column_config.NumberColumn("n", width=50, help="images of this class"),
             "predicted_images": st.column_config.NumberColumn("predicted", width=75, help="images predicted as this class"),
-            "recall": st.column_config.ProgressColumn("recall", width=105, help="share of its images that are predicted right", **share),
-            "precision": st.column_config.ProgressColumn("precision", width=105, help="share of its predictions that are right", **share),
+            "recall": st.column_config.ProgressColumn("recall", width=92, help="share of its images that are predicted right", **share),
+            "precision": st.column_config.ProgressColumn("precision", width=92, help="share of its predictions that are right", **share),
             "false_positives": st.column_config.NumberColumn("FP", width=50, help="images of other classes predicted as this one"),
             "false_negatives": st.column_config.NumberColumn("FN", width=50, help="images of this class predicted as another one"),
             "confused_with": st.column_config.TextColumn("confused with", help="the class most often predicted instead"),
@@ -238,7 +257,9 @@ def class_table(evaluation: Evaluation, classes: pd.DataFrame) -> None:
 
 def settings() -> dict:
     """The method's settings, with its defaults."""
-    field = {name: AnalysisConfig.model_fields[name].default for name in ("max_images", "tau", "top_k", "max_groups", "seed", "granularities")}
+    field = {
+        name: AnalysisConfig.model_fields[name].default for name in ("max_images", "tau", "top_k", "max_groups", "seed", "granularities")
+    }
     columns = st.columns(5)
     labels = {
         "max_images": ("Images, at most", "images predicted as the class that are looked at"),
@@ -276,7 +297,7 @@ def analysis(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         return f"{layer} · {place['n_channels']}" if place["stage"] else f"{layer} · {place['n_channels']} (within a stage)"
 
     with st.container(border=True):
-        first, second, third = st.columns([3, 6, 2], gap="medium")
+        first, second, third = show.split("class", [3, 6, 2])
         session.set_value("target_class", target)
         first.selectbox(
             "Class", indices, format_func=lambda index: names[index], key="target_class",
@@ -331,13 +352,13 @@ def earlier_runs() -> None:
     st.subheader("Earlier runs", anchor=False)
     for run in runs[:8]:
         with st.container(border=True):
-            words, button = st.columns([7, 1], vertical_alignment="center")
             facts = f"{show.model_name(run.model_name)} · {run.n_images} images · {run.n_groups} groups · {', '.join(run.layers)}"
             took = f"{show.age(run.created)} · took {show.duration(run.seconds)}"
-            words.html(f'<b>{show.escape(run.target_name)}</b><div class="nf-small">{show.escape(facts)} · {took}</div>')
-            if button.button("Open", key=f"open_{run.id}", width="stretch"):
-                session.open_run(run.id)
-                session.go("circuit", run=run.id)
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.html(f'<b>{show.escape(run.target_name)}</b><div class="nf-small">{show.escape(facts)} · {took}</div>')
+                if st.button("Open", key=f"open_{run.id}"):
+                    session.open_run(run.id)
+                    session.go("circuit", run=run.id)
     if len(runs) > 8:
         st.caption(f"{len(runs) - 8} older runs: in the list at the left.")
 
@@ -375,7 +396,7 @@ else:
         earlier_evaluations(found)
     summary(found, overview)
     if found.accuracy is not None:
-        chart, table = st.columns([5, 7], gap="medium")
+        chart, table = show.split("wrong", [4, 7])
         with chart:
             confusion_map(found, overview)
         with table:

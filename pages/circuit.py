@@ -9,7 +9,7 @@ import streamlit as st
 
 from neurflow_engine.circuit_json import as_json
 from neurflow_engine.labels import Label
-from neurflow_engine.records import LOGITS, Edge, NeuronGroup
+from neurflow_engine.records import LOGITS, Circuit, Edge, NeuronGroup
 from neurflow_engine.report import export
 from neurflow_engine.store import Run
 from pages.ui import cached, graph, session, show
@@ -54,8 +54,6 @@ def toolbar(run: Run, labels: dict[str, Label], limit: int) -> tuple[float, list
             f"Show more groups ({len(groups)} of {len(circuit.groups)})", key="more", width="stretch",
             on_click=lambda: session.set_value(f"limit_{run.id}", limit + FIRST),
         )  # fmt: skip
-    else:
-        more.caption(f"All {len(circuit.groups)} groups")
     return threshold, groups
 
 
@@ -64,11 +62,12 @@ def finding(run: Run, group: NeuronGroup, labels: dict[str, Label]) -> str:
     return name if name == group.id else f"{name} · {group.id}"
 
 
-def legend() -> None:
+def legend(circuit: Circuit, drawing: graph.Drawing) -> None:
     st.html(
         f'<div class="nf-small"><span class="nf-key" style="background:{show.ADDS}"></span>adds &nbsp; '
         f'<span class="nf-key" style="background:{show.TAKES}"></span>takes away &nbsp; Wider lines weigh more. '
-        "Each picture shows four patches that are typical of a group of neurons; the class is at the top, the earliest layer at the bottom.</div>"
+        "Each picture shows four patches that are typical of a group of neurons; the class is at the top, the earliest layer at the bottom. "
+        f"Shown: {len(drawing.groups)} of {len(circuit.groups)} groups, {len(drawing.edges)} of {len(circuit.edges)} lines.</div>"
     )
 
 
@@ -157,7 +156,7 @@ def neighbours(run: Run, edges: tuple[Edge, ...], end: str, labels: dict[str, La
             on_click=lambda other=other: select(node=other.id),
         )  # fmt: skip
     if len(edges) > limit:
-        st.caption(f"and {len(edges) - limit} weaker ones")
+        st.caption(f"and {len(edges) - limit} weaker")
 
 
 def neurons(run: Run, group: NeuronGroup) -> None:
@@ -205,7 +204,9 @@ def origins(run: Run, group: NeuronGroup) -> None:
             yOffset=alt.YOffset("of:N", sort=["these patches", "all images"]),
             x=alt.X("share:Q", title=None, axis=alt.Axis(format=".0%", tickCount=4)),
             color=alt.Color(
-                "of:N", scale=alt.Scale(domain=["these patches", "all images"], range=["#0F766E", "#B9C4C4"]), legend=alt.Legend(title=None, orient="top")
+                "of:N",
+                scale=alt.Scale(domain=["these patches", "all images"], range=["#0F766E", "#B9C4C4"]),
+                legend=alt.Legend(title=None, orient="bottom"),
             ),
             tooltip=["true class", "of", alt.Tooltip("share:Q", format=".0%")],
         )
@@ -222,10 +223,14 @@ def edge_panel(run: Run, edge: Edge, labels: dict[str, Label]) -> None:
     names = [escape(show.target_or_name(run, group, labels)) for group in (lower, upper)]
     st.html(f'<div class="nf-name">{names[0]} <span style="color:{colour}">{verb}</span> {names[1]}</div>')
     first, second = st.columns(2)
-    first.metric("Weight", f"{edge.weight:+.3f}", help="mean share of the upper group's attribution that passes through the lower one, -1..1")
+    first.metric(
+        "Weight", f"{edge.weight:+.3f}", help="mean share of the upper group's attribution that passes through the lower one, -1..1"
+    )
     second.metric("Raw weight", f"{edge.raw_weight:+.3f}", help="plain sum over members, as published; grows with the sizes of both groups")
     for title, group in (("Upper group", upper), ("Lower group", lower)):
-        st.html(f"<b>{title}</b>" + f'<div class="nf-small">{escape(show.place(group))}</div>' + show.patch_strip(run, group.patches[:8], 72))
+        st.html(
+            f"<b>{title}</b>" + f'<div class="nf-small">{escape(show.place(group))}</div>' + show.patch_strip(run, group.patches[:8], 72)
+        )
         st.button(
             f"Open {show.plain(show.target_or_name(run, group, labels))}", key=f"open_{title}", type="tertiary",
             on_click=lambda group=group: select(node=group.id),
@@ -252,7 +257,7 @@ def circuit_page(run: Run) -> None:
     labels = cached.labels().for_run(run.id)
     drawn, plain_grid = st.tabs(["Graph", "Images by logit"])
     with drawn:
-        left, right = st.columns([64, 36], gap="medium")
+        left, right = show.split("circuit", [64, 36])
         with left:
             threshold, groups = toolbar(run, labels, session.value(f"limit_{run.id}", FIRST))
             drawing = graph.draw(run.circuit, groups, threshold)
@@ -262,7 +267,7 @@ def circuit_page(run: Run) -> None:
             page = graph.html(drawing, names, hints, pictures)
             selection = {"node": session.get("group"), "edge": session.get("edge")}
             graph.show(page, run.id, session.shown_in_graph(graph.fingerprint(page), selection), "graph", lambda: clicked(run))
-            legend()
+            legend(run.circuit, drawing)
             downloads(run, drawing, names, pictures, labels)
         with right, st.container(border=True, key="panel"):
             panel(run, labels)

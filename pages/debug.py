@@ -98,7 +98,13 @@ def list_of_images(run: Run, evaluation: Evaluation) -> None:
         wrong = not pd.isna(row.true) and row.true != row.predicted
         source = thumbnail(path)
         picks.append(
-            show.Pick(row.path, source, f"{show.class_name(run, row.predicted)} {show.percent(row.probability)}", true, "wrong" if wrong else "right")
+            show.Pick(
+                row.path,
+                source,
+                f"{show.class_name(run, row.predicted)} {show.percent(row.probability)}",
+                true,
+                "wrong" if wrong else "right",
+            )
         )
 
     def pick() -> None:
@@ -149,7 +155,9 @@ def chosen_path(evaluation: Evaluation | None) -> Path | None:
 
 def silenced(run: Run) -> tuple[str, ...]:
     """The groups that are switched off, as far as the run has them."""
-    return tuple(group for group in (session.get("silence") or "").split(",") if group in run.circuit.group and not group.startswith(f"{LOGITS}/"))
+    return tuple(
+        group for group in (session.get("silence") or "").split(",") if group in run.circuit.group and not group.startswith(f"{LOGITS}/")
+    )
 
 
 def toggle(run: Run, group: str) -> None:
@@ -164,90 +172,99 @@ def one_image(run: Run, path: Path, labels: dict[str, Label], flagged: list[str]
     seen = cached.inspection(root, run.id, str(path), changed)
     groups = silenced(run)
     result = cached.silencing(root, run.id, str(path), changed, groups) if groups else None
-    picture, answer = st.columns([2, 5], gap="medium")
+    picture, answer = st.columns([2, 5], gap="medium", vertical_alignment="center")
     source = cached.data_uri(Image.fromarray(seen.pixels))
     with picture:
         st.image(seen.pixels, width="stretch")
-        st.caption("The image as the model sees it")
+        st.caption("As the model sees it")
     with answer:
-        predictions(seen, result, groups, run, labels)
+        rows = predictions(seen, result)
+    if result:
+        numbers(rows, result, groups, run, labels)
     presence(run, seen, source, groups, labels, flagged)
 
 
-def predictions(seen, result, groups: tuple[str, ...], run: Run, labels: dict[str, Label]) -> None:
-    """Top-5 before, after silencing, and what random neurons would have done, in one chart and one table."""
+def predictions(seen, result) -> pd.DataFrame:
+    """Top-5 before, after silencing, and what random neurons would have done; returns what the chart shows, one row per class."""
     if result is None:
         rows = pd.DataFrame({"name": [top.name for top in seen.top5], "before": [top.probability for top in seen.top5]})
         st.html(f'<div class="nf-name">{escape(seen.top5[0].name)} {show.percent(seen.top5[0].probability)}</div>')
         st.altair_chart(show.before_after(rows), key="top5")
         st.caption("The five most likely classes. Silence a group below to see what the model says without it.")
-        return
+        return rows
     before, after, control = result.before[0], result.after[0], result.control[0]
     was = {top.name: top.probability for top in before}
     now = {top.name: top.probability for top in after}
     drawn = {outcome.name: outcome for outcome in control.classes}
-    names = list(dict.fromkeys([*now, *was]))[:7]
+    names = list(dict.fromkeys([*now, *was]))
     rows = pd.DataFrame(
         {
             "name": names,
             "before": [was.get(name) for name in names],
             "after": [now.get(name) for name in names],
-            **{part: [getattr(drawn[name], part) if name in drawn else None for name in names] for part in ("mean", "low", "high")},
+            **{part: [getattr(drawn[name], part) for name in names] for part in ("mean", "low", "high")},
         }
     )
-    with st.container(horizontal=True, vertical_alignment="center"):
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         change = "stays" if after[0].index == before[0].index else "becomes"
         st.html(
             f'<div class="nf-name">{escape(before[0].name)} {show.percent(before[0].probability)} <span style="opacity:.6">{change}</span> '
-            f"{escape(after[0].name)} {show.percent(after[0].probability)}</div>"
+            f"{escape(after[0].name)} {show.percent(after[0].probability)}</div>",
+            width="content",
         )
-        st.button("Silence nothing", key="silence_nothing", on_click=lambda: session.put(silence=None))
-    chart, table = st.columns([1, 1], gap="medium")
-    chart.altair_chart(show.before_after(rows), key="top5")
+        st.button("Silence nothing", key="silence_nothing", type="tertiary", on_click=lambda: session.put(silence=None))
+    st.altair_chart(show.before_after(rows), key="top5")
+    return rows
+
+
+def numbers(rows: pd.DataFrame, result, groups: tuple[str, ...], run: Run, labels: dict[str, Label]) -> None:
+    """The chart's numbers, each beside its control, and what was silenced."""
     text = pd.DataFrame(
         {
             "class": rows["name"],
             "before": [show.percent(value, 1) for value in rows["before"]],
-            "after · random control": [
-                f"{show.percent(row.after, 1)} · random {show.percent(row.mean)} [{100 * row.low:.0f}, {100 * row.high:.0f}]" for row in rows.itertuples()
+            "silenced · random control": [
+                f"{show.percent(row.after, 1)} · random {show.percent(row.mean, 1)} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+                for row in rows.itertuples()
             ],
         }
     )
-    table.dataframe(text, hide_index=True, column_config={"after · random control": st.column_config.TextColumn(width="medium")})
+    st.dataframe(text, hide_index=True)
     shown = ", ".join(show.group_name(run.circuit.group[group], labels) for group in groups)
     st.caption(
         show.plain(
             f"Silenced: {shown}. Grey: before; green: after; amber: mean and 95 % interval when as many random neurons that are about as "
-            f"active are silenced instead ({result.draws} draws; {100 * control.changed:.0f} % of them change the answer)."
+            f"active are silenced instead ({result.draws} draws; {100 * result.control[0].changed:.0f} % of them change the answer). "
+            "–: not among the five most likely."
         )
     )
 
 
 def presence(run: Run, seen, source: str, groups: tuple[str, ...], labels: dict[str, Label], flagged: list[str]) -> None:
     """The groups in the image, strongest first, with a switch each."""
-    st.html('<b>Groups in this image</b>')
+    st.html("<b>Groups in this image</b>")
     order = sorted(seen.presence, key=lambda group: (group not in groups, group not in flagged, -seen.presence[group]))
     limit = session.value("groups_shown", GROUPS)
     height, width = seen.pixels.shape[:2]
-    sizes = [2, 2, 5, 5]
     with st.container(border=True):
         for group_id in order[:limit]:
-            group = run.circuit.group[group_id]
-            switch, here, patches, name = st.columns(sizes, vertical_alignment="center", gap="small")
-            switch.toggle(
-                "silence", value=group_id in groups, key=f"silence_{run.id}_{group_id}_{group_id in groups}", on_change=toggle, args=(run, group_id)
-            )
-            here.html(show.boxed(source, seen.best_patch[group_id], (width, height), 72))
-            patches.html(show.patch_strip(run, group.patches[:4], 56, line=True))
+            group, on = run.circuit.group[group_id], group_id in groups
             share = seen.presence[group_id]
-            mark = ' <span style="color:#D55E00">misleading</span>' if group_id in flagged else ""
-            name.html(
-                f"<b>{escape(show.group_name(group, labels))}</b>{mark}"
-                f'<div class="nf-small">{escape(show.place(group))}</div>{show.bar(share)}<div class="nf-small">presence {share:.2f}</div>'
+            mark = f' <span style="color:{show.ADDS}">misleading</span>' if group_id in flagged else ""
+            row = (
+                f'<div class="nf-row">{show.boxed(source, seen.best_patch[group_id], (width, height), 72)}'
+                f"{show.patch_strip(run, group.patches[:4], 56, line=True)}"
+                f'<div class="nf-words"><b>{escape(show.group_name(group, labels))}</b>{mark}'
+                f'<div class="nf-small">{escape(show.place(group))}</div>{show.bar(share)}<div class="nf-small">presence {share:.2f}</div></div></div>'
             )
+            with st.container(horizontal=True, wrap=False, vertical_alignment="center", gap="medium"):
+                st.toggle("silence", value=on, key=f"silence_{run.id}_{group_id}_{on}", on_change=toggle, args=(run, group_id))
+                st.html(row)
         if limit < len(order):
             st.button(
-                f"Show more groups ({limit} of {len(order)})", key="more_groups", on_click=lambda: session.set_value("groups_shown", limit + GROUPS)
+                f"Show more groups ({limit} of {len(order)})",
+                key="more_groups",
+                on_click=lambda: session.set_value("groups_shown", limit + GROUPS),
             )
     st.caption("Left: where in this image the group is strongest. Right of it: its typical patches. Presence 1: as strong as in those.")
 
@@ -260,7 +277,10 @@ def misleading(run: Run, evaluation: Evaluation | None, labels: dict[str, Label]
     job = commands.latest("debug")
     if not reports:
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
-            st.markdown("Does a group push images of other classes into this one? Silence each group on all images, beside random neurons.", width="stretch")
+            st.markdown(
+                "Does a group push images of other classes into this one? Silence each group on all images, beside random neurons.",
+                width="stretch",
+            )
             st.button(
                 "Find misleading groups", key="find_misleading", type="primary", disabled=bool(job and job.running),
                 on_click=session.quietly(lambda: commands.debug(run, evaluation.data_root)),
@@ -319,7 +339,11 @@ def none_misleading(run: Run, report: dict) -> str:
 
 
 def table_of_groups(run: Run, report: dict, labels: dict[str, Label]) -> None:
-    wrong = [row for row, image in enumerate(report["images"]) if image["predicted"] == run.circuit.target_name and image["true"] != image["predicted"]]
+    wrong = [
+        row
+        for row, image in enumerate(report["images"])
+        if image["predicted"] == run.circuit.target_name and image["true"] != image["predicted"]
+    ]
     right = [row for row, image in enumerate(report["images"]) if image["predicted"] == image["true"]]
 
     def mean(values: list[float], rows: list[int]) -> float | None:
@@ -360,16 +384,17 @@ def table_of_groups(run: Run, report: dict, labels: dict[str, Label]) -> None:
 def debug_page(run: Run) -> None:
     labels = cached.labels().for_run(run.id)
     follow_job()
-    with st.container(horizontal=True, horizontal_alignment="right"), st.container(width=420):
-        evaluation = images_of(run)
-    flagged = misleading(run, evaluation, labels)
-    pictures, details = st.columns([5, 8], gap="large")
+    banner = st.container()
+    pictures, details = show.split("debug", [5, 8])
     with pictures:
+        evaluation = images_of(run)
         if evaluation is None:
             show.empty("No images yet", "Choose a folder above to see where the model is wrong in it, or upload an image below.")
         else:
             list_of_images(run, evaluation)
         upload()
+    with banner:
+        flagged = misleading(run, evaluation, labels)
     with details, show.sentences():
         path = chosen_path(evaluation)
         if path is None:

@@ -50,7 +50,7 @@ def review(run: Run, group: NeuronGroup, order: list[str], labels: dict[str, Lab
     place = order.index(group.id) if group.id in order else None
     following = order[place + 1] if place is not None and place + 1 < len(order) else None
     previous = order[place - 1] if place else None
-    patches, words = st.columns([5, 4], gap="large")
+    patches, words = show.split("review", [5, 4])
     with patches:
         st.html(
             f'<div class="nf-name">{escape(show.group_name(group, labels))}</div><div class="nf-small">{escape(show.place(group))}</div>'
@@ -123,7 +123,8 @@ def history(run: Run, group: NeuronGroup) -> None:
     if changes:
         st.html("<b>History</b>")
         rows = [
-            {"when": change.time, "who": change.author, "did": change.action, "name then": change.text or change.proposed} for change in changes[::-1]
+            {"when": change.time, "who": change.author, "did": change.action, "name then": change.text or change.proposed}
+            for change in changes[::-1]
         ]
         config = {"when": st.column_config.DatetimeColumn(format="D MMM, HH:mm:ss")}
         st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=config, height=min(35 * len(rows) + 38, 240))
@@ -186,7 +187,9 @@ def labels_page(run: Run) -> None:
     current = run.circuit.group[asked] if asked in {group.id for group in groups} else groups[0]
     counted, who = st.columns([6, 2], vertical_alignment="center")
     counted.progress(done / len(groups), text=f"{done} of {len(groups)} reviewed")
-    who.text_input("Your name", key="author", persist_state="session", placeholder="Your name, for the history", label_visibility="collapsed")
+    who.text_input(
+        "Your name", key="author", persist_state="session", placeholder="Your name, for the history", label_visibility="collapsed"
+    )
     order = [group.id for group in shown(run, labels)]
     with st.container(border=True, key="review"):
         review(run, current, order, labels)

@@ -22,7 +22,8 @@ from neurflow_engine.store import Run
 
 ADDS, TAKES = "#D55E00", "#0072B2"
 COLUMN, NODE = 116, 84  # distance between nodes of a row, and the side of a node, in units of the drawing
-ROWS = 170, 330  # distance between rows, at least and at most
+LONGEST, STAGGERED, LINE = 7, 0.56, 112  # a row of more groups than that has two lines, so far apart, and its groups stand closer
+ROWS = 160, 330  # distance between rows, at least and at most
 HEIGHT = 640  # pixels of the frame
 _SWEEPS = 8
 
@@ -35,7 +36,7 @@ class Drawing:
     layers: tuple[str, ...]  # of the rows
     edges: tuple[Edge, ...]  # strongest last, so that they lie on top
     position: dict[str, tuple[float, float]]  # centre of each group
-    row: float  # distance between rows
+    heights: tuple[float, ...]  # of the rows
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -62,14 +63,14 @@ def most_important(circuit: Circuit, limit: int, always: str | None = None) -> t
 
 
 def default_threshold(circuit: Circuit, groups: Sequence[NeuronGroup], n_edges: int = 45) -> float:
-    """The weight below which edges are left out at first, in steps of 0.01: about ``n_edges`` remain, more where groups would hang loose."""
+    """The weight below which edges are left out at first, in steps of 0.01: about ``n_edges`` remain, more where many groups would go."""
     shown = {group.id for group in groups}
     edges = [edge for edge in circuit.edges if {edge.source, edge.target} <= shown]
     weights = sorted((abs(edge.weight) for edge in edges), reverse=True)
     if len(weights) <= n_edges:
         return 0.0
-    strongest = {group: max((abs(edge.weight) for edge in edges if edge.source == group), default=1.0) for group in shown}
-    return int(100 * min(weights[n_edges - 1], *strongest.values())) / 100
+    strongest = sorted(max((abs(edge.weight) for edge in edges if edge.source == group), default=1.0) for group in shown)
+    return int(100 * min(weights[n_edges - 1], strongest[len(strongest) // 5])) / 100
 
 
 def draw(circuit: Circuit, groups: Sequence[NeuronGroup], threshold: float) -> Drawing:
@@ -90,12 +91,26 @@ def draw(circuit: Circuit, groups: Sequence[NeuronGroup], threshold: float) -> D
     edges = sorted((edge for edge in edges if {edge.source, edge.target} <= joined), key=lambda edge: abs(edge.weight))
     layers = [layer for layer, row in zip(circuit.layers, rows, strict=True) if row]
     rows = _untangled([row for row in rows if row], edges)
-    # a wide drawing is made as high as it is wide, so that the frame is filled
-    distance = min(max(ROWS[0], COLUMN * (max(map(len, rows)) + 1.5) / len(rows)), ROWS[1])
-    position = {
-        group: (COLUMN * (place - (len(row) - 1) / 2), distance * level) for level, row in enumerate(rows) for place, group in enumerate(row)
-    }
-    return Drawing(tuple(map(tuple, rows)), tuple(layers), tuple(edges), position, distance)
+    position, heights = _placed(rows)
+    return Drawing(tuple(map(tuple, rows)), tuple(layers), tuple(edges), position, heights)
+
+
+def _placed(rows: Sequence[Sequence[str]]) -> tuple[dict[str, tuple[float, float]], tuple[float, ...]]:
+    """Centres of the groups, and the height of each row; a long row is set in two lines so that its pictures stay large."""
+    staggered = [len(row) > LONGEST for row in rows]
+    widest = max(len(row) * (STAGGERED if two else 1) for row, two in zip(rows, staggered, strict=True))
+    lines = len(rows) + sum(staggered) / 2
+    distance = min(max(ROWS[0], COLUMN * (widest + 1.5) / lines), ROWS[1])  # about as high as wide, which fills the frame
+    position, heights, height = {}, [], 0.0
+    for level, (row, two) in enumerate(zip(rows, staggered, strict=True)):
+        half = LINE / 2 if two else 0.0
+        height += distance * (level > 0) + half
+        for place, group in enumerate(row):
+            x = COLUMN * (STAGGERED if two else 1) * (place - (len(row) - 1) / 2)
+            position[group] = (x, height + (half if place % 2 else -half))
+        heights.append(height)
+        height += half
+    return position, tuple(heights)
 
 
 def _untangled(rows: list[list[str]], edges: Sequence[Edge]) -> list[list[str]]:
@@ -156,14 +171,20 @@ def _short(text: str, length: int = 18) -> str:
 
 
 def _width(edge: Edge) -> float:
-    return 1.2 + 13 * abs(edge.weight)
+    return 0.8 + 14 * abs(edge.weight)
+
+
+def _colour(edge: Edge) -> str:
+    return ADDS if edge.weight >= 0 else TAKES
+
+
+def _opacity(edge: Edge) -> float:
+    return min(1.0, 0.12 + 2.2 * abs(edge.weight))
 
 
 # the interactive graph
 
-_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-)
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _OPTIONS = {
     "physics": {"enabled": False},
     "layout": {"hierarchical": {"enabled": False}},
@@ -243,7 +264,7 @@ def html(drawing: Drawing, names: Mapping[str, str], hints: Mapping[str, str], p
         network.add_node(group, label=_short(names[group]), shape="image", image=pictures[group], x=x, y=y, hint=hints[group])
     left = min(x for x, _ in drawing.position.values()) - COLUMN * 1.05
     for level, layer in enumerate(drawing.layers):
-        label = {"label": _short(layer, 22), "shape": "text", "x": left, "y": level * drawing.row, "chosen": False}
+        label = {"label": _short(layer, 22), "shape": "text", "x": left, "y": drawing.heights[level], "chosen": False}
         network.add_node(f"row:{layer}", **label)
     for edge in drawing.edges:
         verb = "adds to" if edge.weight >= 0 else "takes away from"
@@ -252,7 +273,7 @@ def html(drawing: Drawing, names: Mapping[str, str], hints: Mapping[str, str], p
             edge.target,
             id=edge_id(edge),
             width=_width(edge),
-            color={"color": ADDS if edge.weight >= 0 else TAKES, "opacity": min(1.0, 0.3 + 1.4 * abs(edge.weight))},
+            color=dict.fromkeys(("color", "highlight", "hover"), _colour(edge)) | {"opacity": _opacity(edge)},
             hint=f"{names[edge.source]} {verb} {names[edge.target]}\nweight {edge.weight:+.2f}",
         )
     network.set_options(json.dumps(_OPTIONS))
@@ -347,7 +368,7 @@ def svg(drawing: Drawing, names: Mapping[str, str], pictures: Mapping[str, str])
     """The graph as a self-contained SVG file."""
     xs = [x for x, _ in drawing.position.values()]
     left, top = min(xs) - COLUMN * 2.2, -NODE
-    width, height = max(xs) + COLUMN - left, (len(drawing.rows) - 1) * drawing.row + 2.4 * NODE
+    width, height = max(xs) + COLUMN - left, drawing.heights[-1] + 3.2 * NODE
     root = ElementTree.Element(
         "svg",
         {
@@ -368,9 +389,9 @@ def svg(drawing: Drawing, names: Mapping[str, str], pictures: Mapping[str, str])
             {
                 "d": f"M{x1:.1f},{y1:.1f} C{x1:.1f},{middle:.1f} {x2:.1f},{middle:.1f} {x2:.1f},{y2:.1f}",
                 "fill": "none",
-                "stroke": ADDS if edge.weight >= 0 else TAKES,
+                "stroke": _colour(edge),
                 "stroke-width": f"{_width(edge):.2f}",
-                "stroke-opacity": f"{min(1.0, 0.3 + 1.4 * abs(edge.weight)):.2f}",
+                "stroke-opacity": f"{_opacity(edge):.2f}",
             },
         )
         ElementTree.SubElement(path, "title").text = f"{names[edge.source]} → {names[edge.target]}: {edge.weight:+.2f}"
@@ -380,7 +401,7 @@ def svg(drawing: Drawing, names: Mapping[str, str], pictures: Mapping[str, str])
         ElementTree.SubElement(root, "rect", {**box, "fill": "none", "stroke": "#B8C2C2"})
         _text(root, x, y + NODE / 2 + 16, _short(names[group]), "middle")
     for level, layer in enumerate(drawing.layers):
-        _text(root, left + 12, level * drawing.row, layer, "start", "#66727A")
+        _text(root, left + 12, drawing.heights[level], layer, "start", "#66727A")
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 

@@ -14,6 +14,7 @@ from html import escape
 import altair as alt
 import streamlit as st
 
+from neurflow_engine import demo
 from neurflow_engine.errors import NeurflowError
 from neurflow_engine.jobs import Job, JobState
 from neurflow_engine.labels import Label, LabelState
@@ -29,6 +30,11 @@ _STYLE = f"""<style>
 .stMainBlockContainer {{ padding: 4.25rem clamp(1rem, 3vw, 3rem) 3rem; max-width: 1560px; }}
 [data-testid="stSidebarHeader"] {{ height: 2.5rem; min-height: 0; margin: 0; }}
 [data-testid="stSidebarUserContent"] {{ padding-top: 1rem; }}
+@media (max-width: 1180px) {{
+  [class*="st-key-split_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] {{ flex-wrap: wrap; }}
+  [class*="st-key-split_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] {{
+    flex: 1 1 100%; min-width: 100%; }}
+}}
 .nf-question {{ opacity: .66; margin: -.9rem 0 .2rem 0; }}
 .nf-strip {{ display: flex; flex-wrap: wrap; gap: 6px; }} .nf-line {{ flex-wrap: nowrap; }}
 .nf-line > .nf-tile {{ flex: none; }}
@@ -37,6 +43,8 @@ _STYLE = f"""<style>
 .nf-whole {{ display: none; position: absolute; z-index: 1000; top: calc(100% + 4px); left: 0; padding: 4px; border-radius: 8px;
             background: #fff; box-shadow: 0 4px 18px rgba(0,0,0,.35); }}
 .nf-tile:hover > .nf-whole, .nf-tile:focus > .nf-whole {{ display: block; }}
+.nf-row {{ display: flex; flex-wrap: wrap; gap: 10px 14px; align-items: center; }} .nf-row > * {{ flex: none; }}
+.nf-row > .nf-words {{ flex: 1; min-width: 110px; }}
 .nf-boxed {{ position: relative; display: inline-block; line-height: 0; }}
 .nf-boxed > i {{ position: absolute; border: 2px solid {MARK}; box-shadow: 0 0 0 1px rgba(255,255,255,.85); border-radius: 2px; }}
 .nf-grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px 8px; }}
@@ -86,7 +94,15 @@ def sentences() -> Iterator[None]:
         error(str(problem))
     except Exception:
         logging.getLogger("neurflow").exception("A page failed")
-        st.error("Something went wrong that should not have; the server's log has the details. Reload the page, or open another run.", icon="⚠️")
+        st.error(
+            "Something went wrong that should not have; the server's log has the details. Reload the page, or open another run.", icon="⚠️"
+        )
+
+
+def split(name: str, parts: Sequence[int], vertical_alignment: str = "top"):
+    """Columns that stand below each other where the window is narrow."""
+    with st.container(key=f"split_{name}"):
+        return st.columns(parts, gap="medium", vertical_alignment=vertical_alignment)
 
 
 def notice() -> None:
@@ -101,7 +117,9 @@ def notice() -> None:
 def empty(title: str, text: str) -> None:
     """What a page says when there is nothing to show yet: what is missing, and what to do next."""
     with st.container(border=True, horizontal_alignment="center"):
-        st.html(f'<div style="text-align:center;padding:1.2rem 0 .4rem"><div class="nf-name">{escape(title)}</div><div style="opacity:.7">{escape(text)}</div></div>')
+        st.html(
+            f'<div style="text-align:center;padding:1.2rem 0 .4rem"><div class="nf-name">{escape(title)}</div><div style="opacity:.7">{escape(text)}</div></div>'
+        )
 
 
 def no_run() -> None:
@@ -138,7 +156,9 @@ def age(time: datetime) -> str:
 
 
 def model_name(name: str) -> str:
-    """A model's name without the path of its folder."""
+    """A model's name, for a folder without the path to it."""
+    if name == f"local-dir:{demo.MODEL_FOLDER}":
+        return "demo model"
     return name.rstrip("/").rsplit("/", 1)[-1] if name.startswith("local-dir:") else name
 
 
@@ -256,6 +276,11 @@ def gallery(picks: Sequence[Pick], selected: str | None, key: str, on_pick) -> N
 # charts
 
 
+def ink() -> str:
+    """The colour of text in the present theme."""
+    return "#E4E9EA" if st.context.theme.type == "dark" else "#1C2426"
+
+
 def before_after(rows) -> alt.LayerChart:
     """Bars of probabilities before and after, with the random control's mean and interval on them.
 
@@ -266,7 +291,11 @@ def before_after(rows) -> alt.LayerChart:
     scale = alt.Scale(domain=[0, 1])
     axis = alt.Axis(format=".0%", tickCount=5, title=None)
     tip = [alt.Tooltip("name:N", title="class"), *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("before", "after") if name in rows)]
-    layers = [base.mark_bar(height=22, color=GREY, opacity=0.45, cornerRadiusEnd=3).encode(x=alt.X("before:Q", scale=scale, axis=axis), tooltip=tip)]
+    layers = [
+        base.mark_bar(height=22, color=GREY, opacity=0.45, cornerRadiusEnd=3).encode(
+            x=alt.X("before:Q", scale=scale, axis=axis), tooltip=tip
+        )
+    ]
     if "after" in rows:
         layers.append(base.mark_bar(height=10, color="#0F766E", cornerRadiusEnd=2).encode(x="after:Q", tooltip=tip))
         layers.append(base.mark_rule(color="#E69F00", strokeWidth=2).encode(x="low:Q", x2="high:Q"))
@@ -277,7 +306,9 @@ def before_after(rows) -> alt.LayerChart:
 def job_progress(job: Job, stages: bool = True) -> None:
     """What a job has finished, and a bar for what it does now."""
     if stages and job.stages:
-        st.html('<div class="nf-small">' + " · ".join(f"{escape(stage.name)} ✓ {duration(stage.seconds)}" for stage in job.stages) + "</div>")
+        st.html(
+            '<div class="nf-small">' + " · ".join(f"{escape(stage.name)} ✓ {duration(stage.seconds)}" for stage in job.stages) + "</div>"
+        )
     if job.running:
         left = f" · about {duration(job.seconds_left)} left" if job.seconds_left is not None else ""
         count = f" {job.done} of {job.total}" if job.total else ""
