@@ -58,7 +58,7 @@ class AnalysisConfig(_Config):
     max_images: int = Field(default=50, ge=1)  # probe images, at most
     granularities: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.5, 0.25)  # window side / image side
     max_groups: int = Field(default=12, ge=2)  # neuron groups of a layer, at most
-    completeness: float = Field(default=0.03, gt=0)  # gap of the attribution up to which no more nodes are spent
+    completeness: float = Field(default=0.05, gt=0)  # gap of the attribution up to which no more nodes are spent
     seed: int = Field(default=0, ge=0)
     device: str = "auto"  # auto, cpu, cuda, cuda:N, mps: where, not what
     workers: int = Field(default=0, ge=0)  # processes decoding images: how fast, not what
