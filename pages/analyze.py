@@ -61,7 +61,11 @@ def welcome() -> None:
                 "A small classifier of drawn pictures, and a secret: one class learned a shortcut. The analysis takes less than a minute, "
                 "needs no network, and leads to the circuit of that class."
             )
-        button.button("Analyse the demo", type="primary", key="start_demo", width="stretch", on_click=session.quietly(start_demo))
+        job = commands.latest("demo")
+        busy = bool(job and job.running)
+        button.button(
+            "Analyse the demo", type="primary", key="start_demo", width="stretch", disabled=busy, on_click=session.quietly(start_demo)
+        )
 
 
 def start_demo() -> None:
@@ -277,8 +281,8 @@ def settings() -> dict:
     }
     sizes = {1.0: "whole image", 0.5: "half", 0.25: "quarter", 0.125: "eighth"}
     chosen["granularities"] = st.pills(
-        "Patch sizes", list(sizes), selection_mode="multi", default=list(field["granularities"]), format_func=sizes.get, key="setting_sizes",
-        persist_state="session", help="side of a patch as a share of the image's side",
+        "Patch sizes", list(sizes), selection_mode="multi", default=list(field["granularities"]), format_func=sizes.get,
+        key="setting_sizes", persist_state="session", help="side of a patch as a share of the image's side",
     )  # fmt: skip
     return chosen
 
@@ -339,9 +343,13 @@ def earlier_evaluations(current: Evaluation) -> None:
         st.selectbox(
             "Evaluated before", list(others), index=None, key="other_evaluation", label_visibility="collapsed",
             placeholder="Evaluated before …",
-            format_func=lambda one: f"{show.model_name(others[one].model_name)} on {others[one].data_root} · {show.age(others[one].created)}",
+            format_func=lambda one: evaluated(others[one]),
             on_change=lambda: session.put(evaluation=session.value("other_evaluation"), target=None),
         )  # fmt: skip
+
+
+def evaluated(one: Evaluation) -> str:
+    return f"{show.model_name(one.model_name)} on {one.data_root} · {show.age(one.created)}"
 
 
 def earlier_runs() -> None:

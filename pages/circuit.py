@@ -66,7 +66,7 @@ def legend(circuit: Circuit, drawing: graph.Drawing) -> None:
     st.html(
         f'<div class="nf-small"><span class="nf-key" style="background:{show.ADDS}"></span>adds &nbsp; '
         f'<span class="nf-key" style="background:{show.TAKES}"></span>takes away &nbsp; Wider lines weigh more. '
-        "Each picture shows four patches that are typical of a group of neurons; the class is at the top, the earliest layer at the bottom. "
+        "Each picture shows four patches typical of a group of neurons; the class is at the top, the earliest layer at the bottom. "
         f"Shown: {len(drawing.groups)} of {len(circuit.groups)} groups, {len(drawing.edges)} of {len(circuit.edges)} lines.</div>"
     )
 

@@ -17,6 +17,7 @@ from pages.ui import cached, commands, session, show
 FALSE_POSITIVES, FALSE_NEGATIVES, WRONG, RIGHT = "Taken for the class", "Missed", "All wrong", "Right"
 PAGE = 20  # pictures in the gallery at a time
 GROUPS = 8  # groups shown for an image at first
+FLAGGED = 3  # misleading groups that get a sentence of their own
 UPLOAD = "upload:"  # begins the name of an uploaded image in the address
 ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
@@ -255,7 +256,8 @@ def presence(run: Run, seen, source: str, groups: tuple[str, ...], labels: dict[
                 f'<div class="nf-row">{show.boxed(source, seen.best_patch[group_id], (width, height), 72)}'
                 f"{show.patch_strip(run, group.patches[:4], 56, line=True)}"
                 f'<div class="nf-words"><b>{escape(show.group_name(group, labels))}</b>{mark}'
-                f'<div class="nf-small">{escape(show.place(group))}</div>{show.bar(share)}<div class="nf-small">presence {share:.2f}</div></div></div>'
+                f'<div class="nf-small">{escape(show.place(group))}</div>{show.bar(share)}'
+                f'<div class="nf-small">presence {share:.2f}</div></div></div>'
             )
             with st.container(horizontal=True, wrap=False, vertical_alignment="center", gap="medium"):
                 st.toggle("silence", value=on, key=f"silence_{run.id}_{group_id}_{on}", on_change=toggle, args=(run, group_id))
@@ -292,18 +294,21 @@ def misleading(run: Run, evaluation: Evaluation | None, labels: dict[str, Label]
         return []
     report = reports[0]
     found = [group for group in report["groups"] if group["misleading"]]
-    for group in found:
+    for group in found[:FLAGGED]:
         one_misleading(run, report, group, labels)
     if not found:
-        st.info(none_misleading(run, report), icon="🔎")
-    with st.expander(f"All {len(report['groups'])} groups by score"):
+        st.info(none_misleading(run, report), icon=":material/search:")
+    more = f", {len(found) - FLAGGED} more of them misleading" if len(found) > FLAGGED else ""
+    with st.expander(f"All {len(report['groups'])} groups by score{more}"):
         table_of_groups(run, report, labels)
     return [group["id"] for group in found]
 
 
 def evidence(group: dict) -> str:
+    """What silencing a group brings back, beside its control."""
     control = group["control_recovered"]
-    return f"{show.percent(group['recovered'])} · random {show.percent(control['mean'])} [{100 * control['low']:.0f}, {100 * control['high']:.0f}]"
+    random = f"random {show.percent(control['mean'])} [{100 * control['low']:.0f}, {100 * control['high']:.0f}]"
+    return f"{show.percent(group['recovered'])} · {random}"
 
 
 def one_misleading(run: Run, report: dict, group: dict, labels: dict[str, Label]) -> None:
@@ -332,8 +337,9 @@ def none_misleading(run: Run, report: dict) -> str:
         return f"No image of another class is taken for {name} in this folder, so there is nothing to explain here."
     best = report["groups"][0]
     return (
-        f"No group is clearly misleading on these images: {len(report['groups'])} groups were silenced on {report['n_wrong']} images wrongly "
-        f"taken for {name}. The best, {show.plain(best['id'])}, brings back {show.plain(evidence(best))}, corrected p {best['p_value']:.2g}. "
+        f"No group is clearly misleading on these images: {len(report['groups'])} groups were silenced on {report['n_wrong']} images "
+        f"wrongly taken for {name}. The best, {show.plain(best['id'])}, brings back {show.plain(evidence(best))}, corrected "
+        f"p {best['p_value']:.2g}. "
         "The cause may be spread over many groups, or lie in a layer that was not analysed."
     )
 

@@ -165,8 +165,8 @@ def table(run: Run, groups: list[NeuronGroup], labels: dict[str, Label]) -> None
 
     columns = ["patches", "group", "proposed", "name", "state", "by", "changed"]
     st.dataframe(
-        pd.DataFrame(rows, columns=columns).astype({"changed": "datetime64[us, UTC]"}), key=key, on_select=pick, selection_mode="single-row",
-        hide_index=True, row_height=56, placeholder="", height=min(57 * len(rows) + 40, 620),
+        pd.DataFrame(rows, columns=columns).astype({"changed": "datetime64[us, UTC]"}), key=key, on_select=pick,
+        selection_mode="single-row", hide_index=True, row_height=56, placeholder="", height=min(57 * len(rows) + 40, 620),
         column_config={
             "patches": st.column_config.ImageColumn("", width="small"),
             "proposed": st.column_config.TextColumn("proposed label"),

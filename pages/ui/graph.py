@@ -295,7 +295,8 @@ _HOST = """<div class="host"><div class="tools">
 <button data-do="fit" title="Show everything">Fit</button><button data-do="full" title="Full screen">Full screen</button>
 <button data-do="png" title="Save the graph as a picture">PNG</button></div><div class="frame"></div></div>"""
 _HOST_STYLE = """
-.host { position: relative; border: 1px solid var(--st-border-color); border-radius: 10px; overflow: hidden; background: var(--st-background-color); }
+.host { position: relative; border: 1px solid var(--st-border-color); border-radius: 10px; overflow: hidden;
+  background: var(--st-background-color); }
 .tools { position: absolute; top: 8px; right: 8px; z-index: 2; display: flex; gap: 6px; }
 .tools button { font: 12px var(--st-font); color: var(--st-text-color); background: var(--st-secondary-background-color); cursor: pointer;
   border: 1px solid var(--st-border-color); border-radius: 6px; padding: 3px 9px; }

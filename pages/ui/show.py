@@ -54,7 +54,8 @@ _STYLE = f"""<style>
 .nf-card {{ border: 1px solid color-mix(in srgb, currentColor 16%, transparent); border-radius: 10px; padding: .7rem .8rem; }}
 .nf-card b {{ font-weight: 600; overflow-wrap: anywhere; }}
 .nf-card div {{ font-size: .82rem; line-height: 1.45; opacity: .8; overflow-wrap: anywhere; }}
-.nf-bar {{ height: 6px; border-radius: 3px; background: color-mix(in srgb, currentColor 13%, transparent); overflow: hidden; margin: 3px 0 2px; }}
+.nf-bar {{ height: 6px; border-radius: 3px; background: color-mix(in srgb, currentColor 13%, transparent); overflow: hidden;
+  margin: 3px 0 2px; }}
 .nf-bar > span {{ display: block; height: 100%; border-radius: 3px; }}
 .nf-key {{ display: inline-block; width: 22px; height: 4px; border-radius: 2px; vertical-align: middle; margin: 0 5px 2px 0; }}
 </style>"""
@@ -82,7 +83,7 @@ def plain(text: str) -> str:
 
 def error(text: str) -> None:
     """A sentence about what went wrong."""
-    st.error(plain(text), icon="⚠️")
+    st.error(plain(text), icon=":material/error:")
 
 
 @contextmanager
@@ -95,7 +96,7 @@ def sentences() -> Iterator[None]:
     except Exception:
         logging.getLogger("neurflow").exception("A page failed")
         st.error(
-            "Something went wrong that should not have; the server's log has the details. Reload the page, or open another run.", icon="⚠️"
+            "Something went wrong that should not have; the server's log has the details. Reload the page, or open another run.", icon=":material/error:"
         )
 
 
@@ -111,14 +112,15 @@ def notice() -> None:
     if left and left[0] == "error":
         error(left[1])
     elif left:
-        st.toast(plain(left[1]), icon="✅")
+        st.toast(plain(left[1]), icon=":material/check_circle:")
 
 
 def empty(title: str, text: str) -> None:
     """What a page says when there is nothing to show yet: what is missing, and what to do next."""
     with st.container(border=True, horizontal_alignment="center"):
         st.html(
-            f'<div style="text-align:center;padding:1.2rem 0 .4rem"><div class="nf-name">{escape(title)}</div><div style="opacity:.7">{escape(text)}</div></div>'
+            f'<div style="text-align:center;padding:1.2rem 0 .4rem"><div class="nf-name">{escape(title)}</div>'
+            f'<div style="opacity:.7">{escape(text)}</div></div>'
         )
 
 
@@ -242,7 +244,8 @@ button:hover { background: var(--st-secondary-background-color); }
 button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 1px; }
 button[aria-selected="true"] { border-color: var(--st-primary-color); background: var(--st-secondary-background-color); }
 img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; display: block; }
-span { display: block; font-size: 12px; line-height: 1.25; margin-top: 3px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+span { display: block; font-size: 12px; line-height: 1.25; margin-top: 3px; overflow: hidden; text-overflow: ellipsis;
+  white-space: nowrap; }
 small { display: block; font-size: 11px; opacity: .7; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .wrong span { color: #D55E00; font-weight: 600; }
 """,
@@ -313,6 +316,6 @@ def job_progress(job: Job, stages: bool = True) -> None:
         left = f" · about {duration(job.seconds_left)} left" if job.seconds_left is not None else ""
         count = f" {job.done} of {job.total}" if job.total else ""
         share = min(1.0, job.done / job.total) if job.total else 0.0
-        st.progress(share, text=plain(job.message or f"{job.stage or 'starting'}{count}{left}"))
+        st.progress(share, text=plain(job.message or f"{job.stage or 'starting: loading the libraries and the model'}{count}{left}"))
     elif job.state != JobState.DONE:
         error(f"{job.title}: {job.message or job.state}")
