@@ -395,7 +395,7 @@ def svg(drawing: Drawing, names: Mapping[str, str], pictures: Mapping[str, str])
                 "stroke-opacity": f"{_opacity(edge):.2f}",
             },
         )
-        ElementTree.SubElement(path, "title").text = f"{names[edge.source]} → {names[edge.target]}: {edge.weight:+.2f}"
+        ElementTree.SubElement(path, "title").text = _xml(f"{names[edge.source]} → {names[edge.target]}: {edge.weight:+.2f}")
     for group, (x, y) in drawing.position.items():
         box = {"x": f"{x - NODE / 2:.1f}", "y": f"{y - NODE / 2:.1f}", "width": str(NODE), "height": str(NODE)}
         ElementTree.SubElement(root, "image", {**box, "href": pictures[group]})
@@ -408,5 +408,9 @@ def svg(drawing: Drawing, names: Mapping[str, str], pictures: Mapping[str, str])
 
 def _text(root: ElementTree.Element, x: float, y: float, text: str, anchor: str, colour: str = "#1C2426") -> None:
     attributes = {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor, "font-size": "14", "fill": colour}
-    # XML has no place for control characters, and a name may hold them where a folder does
-    ElementTree.SubElement(root, "text", attributes).text = re.sub(r"[\x00-\x1f\x7f]", " ", text)
+    ElementTree.SubElement(root, "text", attributes).text = _xml(text)
+
+
+def _xml(text: str) -> str:
+    """Text without the characters that XML has no place for; a name may hold them where a folder does."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", " ", text)

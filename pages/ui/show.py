@@ -96,7 +96,8 @@ def sentences() -> Iterator[None]:
     except Exception:
         logging.getLogger("neurflow").exception("A page failed")
         st.error(
-            "Something went wrong that should not have; the server's log has the details. Reload the page, or open another run.", icon=":material/error:"
+            "Something went wrong that should not have; the server's log has the details. Reload the page, or open another run.",
+            icon=":material/error:",
         )
 
 

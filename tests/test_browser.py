@@ -1,0 +1,191 @@
+"""The app in a real browser: the session of a stranger, from the first click to a restart, and what only a browser can tell."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from neurflow_engine import demo
+from neurflow_engine.labels import LabelStore
+from neurflow_engine.store import Workspace
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+EVIL = "<img src=x onerror=\"document.title='owned'\"> ![x](http://leak.example/a.png) href"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: install the package chromium, or run python -m tests as root"),
+]
+
+
+@contextmanager
+def serving(workspace: Path) -> Iterator[str]:
+    """The app as people start it, on a free port; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"NEURFLOW_WORKSPACE": str(workspace)}
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health").close()
+                break
+            except OSError:
+                assert server.poll() is None
+                time.sleep(0.1)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A fresh tab that notes whom it asks and what it complains about, and refuses to have asked anybody but the app."""
+    context = browser.new_context(viewport={"width": 1440, "height": 1200})
+    tab = context.new_page()
+    tab.set_default_timeout(30_000)
+    asked, complaints = [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    yield tab
+    context.close()
+    assert not [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:", "about:"))]
+    assert not complaints
+
+
+def graph_frame(page):
+    """The frame of the graph, once it is drawn."""
+    page.wait_for_selector("iframe[title='Circuit graph']")
+    for _ in range(100):
+        frame = next((frame for frame in page.frames if frame.url == "about:srcdoc"), None)
+        if frame and frame.evaluate("typeof network !== 'undefined' && document.querySelector('canvas') !== null"):
+            page.wait_for_timeout(500)  # until it has fitted itself into its frame
+            return frame
+        page.wait_for_timeout(100)
+    raise AssertionError("the graph was not drawn")
+
+
+def click_group(page, group: str) -> None:
+    """Click a node of the graph where it is on the screen."""
+    frame = graph_frame(page)
+    place = frame.evaluate("id => network.canvasToDOM(network.getPosition(id))", group)
+    box = page.locator("iframe[title='Circuit graph']").bounding_box()
+    page.mouse.click(box["x"] + place["x"], box["y"] + place["y"])
+
+
+def test_the_session_of_a_stranger(page, tmp_path):
+    workspace = tmp_path / "workspace"
+    with serving(workspace) as address:
+        # one click analyses the demo, and leads to its circuit
+        page.goto(address)
+        page.get_by_role("button", name="Analyse the demo").click()
+        page.get_by_role("button", name="Cancel").first.wait_for()
+        page.wait_for_url("**/circuit?run=*", timeout=240_000)
+        run = Workspace(workspace).open_run(Workspace(workspace).runs()[0].id)
+        assert run.circuit.target_name == demo.TARGET
+
+        # a click on a node opens its panel
+        page.get_by_text("Click a group or a line in the graph").wait_for()
+        group = run.circuit.inputs("logits/0")[0].source
+        click_group(page, group)
+        panel = page.locator(".st-key-panel")
+        panel.locator(".nf-name", has_text=group).wait_for()
+        assert panel.locator(".nf-strip").first.locator("img").count() > 1
+        assert f"group={group.replace('/', '%2F')}" in page.url
+
+        # silencing the group changes what the model says of an image that it was wrong on
+        wrong = next(image for image in run.circuit.images if image.true != run.circuit.target_index)
+        page.goto(f"{address}/debug?run={run.id}&image={wrong.path}")
+        answer = page.locator(".st-key-split_debug .nf-name").first
+        answer.wait_for()
+        before = answer.inner_text()
+        assert before.startswith(demo.TARGET)
+        page.locator("[data-testid=stCheckbox]", has_text="silence").first.locator("label").click()
+        page.get_by_role("button", name="Silence nothing").wait_for()
+        after = page.locator(".st-key-split_debug .nf-name").first.inner_text()
+        assert after.startswith(before)
+        assert after != f"{before} stays {before}"
+
+        # a name is typed, and approved with a key
+        page.goto(f"{address}/labels?run={run.id}&group={group}")
+        field = page.get_by_label("Name", exact=True)
+        field.fill("white star on magenta")
+        field.press("Control+Enter")
+        page.locator(".st-key-review .nf-name", has_text="white star on magenta").wait_for()
+        page.locator("h1").click()
+        page.wait_for_timeout(700)  # keys are bound a moment after the page is drawn
+        page.keyboard.press("a")
+        page.wait_for_function("group => !location.search.includes(group)", arg=f"group={group.replace('/', '%2F')}")
+
+    # the server is another one now: run and label are still there
+    with serving(workspace) as address:
+        page.goto(f"{address}/labels?run={run.id}&group={group}")
+        page.locator(".st-key-review .nf-name", has_text="white star on magenta").wait_for()
+        page.locator(".st-key-review", has_text="approved").wait_for()
+        page.goto(f"{address}/circuit?run={run.id}&group={group}")
+        page.locator(".st-key-panel .nf-name", has_text="white star on magenta").wait_for()
+        assert graph_frame(page).evaluate("network.getSelectedNodes()") == [group]
+
+
+def test_names_with_markup_stay_text_and_the_graph_cannot_reach_the_app(page, demo_run, demo_workspace, tmp_path):
+    workspace = shutil.copytree(demo_workspace.root, tmp_path / "workspace")
+    group = demo_run.circuit.inputs("logits/0")[0].source
+    store = LabelStore.for_workspace(workspace)
+    store.edit(demo_run.id, group, EVIL, "ana", 0)
+    store.close()
+    with serving(workspace) as address:
+        for name in ("circuit", "labels", "debug"):
+            page.goto(f"{address}/{name}?run={demo_run.id}&group={group}&image={demo_run.circuit.images[0].path}&silence={group}")
+            page.locator(".nf-name, .nf-words", has_text="onerror").first.wait_for()
+            if name == "circuit":
+                frame = graph_frame(page)
+                place = frame.evaluate("id => network.canvasToDOM(network.getPosition(id))", group)
+                box = page.locator("iframe[title='Circuit graph']").bounding_box()
+                page.mouse.move(box["x"] + place["x"], box["y"] + place["y"])
+                frame.wait_for_selector("div.vis-tooltip")
+                assert "onerror" in frame.inner_text("div.vis-tooltip")
+                assert frame.evaluate("document.querySelectorAll('div.vis-tooltip img').length") == 0
+                reached = "(() => { try { return parent.document.title } catch (error) { return error.name } })()"
+                assert frame.evaluate(reached) == "SecurityError"
+            assert page.title() == "NeurFlow Debugger" or name in page.title().lower()
+
+
+def test_the_first_link_to_a_server_just_started_has_the_frame_around_its_page(page, tmp_path):
+    with serving(tmp_path / "workspace") as address:
+        page.goto(f"{address}/labels")
+        page.get_by_role("button", name="Go to Analyze").wait_for()
+        assert page.locator("[data-testid=stTopNavLink]").all_inner_texts() == ["Analyze", "Circuit", "Debug", "Labels"]
+
+
+def test_the_graph_is_saved_as_a_picture(page, demo_run, demo_workspace, tmp_path):
+    with serving(demo_workspace.root) as address:
+        page.goto(f"{address}/circuit?run={demo_run.id}")
+        graph_frame(page)
+        for button, start in (("PNG", b"\x89PNG"), ("SVG", b"<?xml"), ("JSON", b"{"), ("HTML", b"<!doctype html>")):
+            with page.expect_download() as download:
+                page.get_by_role("button", name=button, exact=True).click()
+            assert Path(download.value.path()).read_bytes().startswith(start)
+            assert download.value.suggested_filename == f"{demo_run.id}.{button.lower()}"

@@ -1,0 +1,282 @@
+"""The pages without a browser: what they show when there is nothing, with the demo's run, and when something is wrong."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from neurflow_engine.labels import LabelStore
+from neurflow_engine.records import LOGITS, Circuit, Edge, NeuronGroup
+from pages.ui import cached, graph, show
+
+APP = str(Path(__file__).parents[1] / "app.py")
+PAGES = ("analyze", "circuit", "debug", "labels")
+EVIL = "</script><img src=x onerror=alert(1)> ![x](http://leak.example/a.png) href"
+
+
+def opened(page: str, **parameters: str) -> AppTest:
+    """The app on one of its pages, as a link with these parameters opens it."""
+    app = AppTest.from_file(APP, default_timeout=120)
+    app.query_params.update(parameters)
+    if page != "analyze":
+        app.switch_page(f"pages/{page}.py")
+    app.run()
+    assert not app.exception
+    return app
+
+
+def in_address(app: AppTest, name: str) -> str | None:
+    """A parameter of the address; AppTest holds lists."""
+    values = app.query_params.get(name)
+    return values[0] if isinstance(values, list) else values
+
+
+@pytest.fixture
+def run(demo_run, demo_workspace, tmp_path, monkeypatch):
+    """The demo's run in a workspace of this test's own."""
+    monkeypatch.setenv("NEURFLOW_WORKSPACE", str(shutil.copytree(demo_workspace.root, tmp_path / "workspace")))
+    return demo_run
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_without_a_run_says_what_to_do_next(page, workspace):
+    app = opened(page)
+    assert not app.error
+    assert app.title[0].value == page.capitalize()
+    assert app.button(key="start_demo" if page == "analyze" else "go_analyze")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_opens_on_the_newest_run_when_the_link_names_none(page, run):
+    app = opened(page)
+    assert not app.error
+    assert in_address(app, "run") == run.id
+
+
+@pytest.mark.parametrize("page", ["circuit", "debug", "labels"])
+def test_an_unknown_run_is_one_sentence_that_names_near_matches(page, run):
+    app = opened(page, run=run.id[:-1] + "x")
+    assert len(app.error) == 1
+    assert run.id.replace("-", r"\-") in app.error[0].value
+
+
+def test_moving_to_another_page_keeps_the_run_and_the_group(run):
+    group = run.circuit.groups[1].id
+    app = opened("circuit", run=run.id, group=group)
+    app.switch_page("pages/labels.py").run()
+    assert (in_address(app, "run"), in_address(app, "group")) == (run.id, group)
+
+
+class TestAnalyze:
+    def test_a_folder_that_does_not_exist_is_refused_before_a_job_starts(self, run):
+        app = opened("analyze")
+        app.segmented_control(key="image_kind").set_value("Folder").run()
+        app.text_input(key="image_folder").set_value("/does/not/exist").run()
+        app.button(key="evaluate").click().run()
+        assert "/does/not/exist" in app.error[0].value.replace("\\", "")
+        assert not cached.jobs().all()
+
+    def test_a_link_to_a_class_picks_it(self, run):
+        evaluation = cached.evaluation(run.manifest["evaluation"])
+        for index in evaluation.predictions["predicted"].unique()[:3]:
+            app = opened("analyze", target=str(index))
+            assert app.selectbox(key="target_class").value == index
+
+    def test_a_class_that_is_never_predicted_falls_back_to_the_one_with_most_false_positives(self, run):
+        evaluation = cached.evaluation(run.manifest["evaluation"])
+        worst = evaluation.per_class().sort_values("false_positives").iloc[-1]["index"]
+        assert opened("analyze", target="999").selectbox(key="target_class").value == worst
+
+    def test_the_price_is_shown_before_the_button_is_pressed(self, run):
+        assert re.search(
+            r"predicted images · 3 layers below the logits · about \d+ (s|min), \d\.\d GB",
+            " ".join(c.value for c in opened("analyze").caption),
+        )
+
+    def test_a_class_name_with_markup_stays_text(self):
+        assert show.plain("![x](http://leak.example)") == r"\!\[x\]\(http:​//leak\.example\)"
+        assert ":red[" not in show.plain(":red[x] :material/home:")
+
+
+class TestCircuit:
+    def test_a_click_on_a_group_shows_its_panel_and_an_invented_one_nothing(self, run):
+        group = run.circuit.groups[1]
+        app = opened("circuit", run=run.id, group=group.id)
+        assert f"{len(group.neurons)} neurons" in [expander.label for expander in app.expander]
+        app = opened("circuit", run=run.id)
+        app.session_state["graph"] = {"selection": {"node": "layer9/99", "edge": None}}
+        app.run()
+        assert in_address(app, "group") is None
+        assert not app.error
+
+    def test_an_edge_in_the_link_shows_both_of_its_groups(self, run):
+        edge = max(run.circuit.edges, key=lambda edge: abs(edge.weight))
+        app = opened("circuit", run=run.id, edge=graph.edge_id(edge))
+        assert app.metric[0].value == f"{edge.weight:+.3f}"
+        upper = run.circuit.target_name if edge.target == f"{LOGITS}/0" else edge.target
+        assert app.button(key="open_Upper group").label == f"Open {show.plain(upper)}"
+
+    def test_a_group_that_the_run_does_not_have_is_one_sentence(self, run):
+        app = opened("circuit", run=run.id, group="layer9/99")
+        assert len(app.error) == 1
+        assert "layer9/99" in app.error[0].value
+
+    def test_pruning_leaves_only_edges_that_are_strong_enough(self, run):
+        drawing = graph.draw(run.circuit, run.circuit.groups, 0.1)
+        assert all(abs(edge.weight) >= 0.1 for edge in drawing.edges)
+        assert drawing.rows[0] == (f"{LOGITS}/0",)
+
+    def test_at_most_as_many_groups_as_asked_for_and_the_selected_one_among_them(self, run):
+        last = run.circuit.groups[-1].id
+        chosen = graph.most_important(run.circuit, 6, last)
+        assert len(chosen) == 6
+        assert {f"{LOGITS}/0", last} <= {group.id for group in chosen}
+
+
+def by_hand(*edges: tuple[str, str, float]) -> Circuit:
+    """A circuit of three layers with two groups in each below the logit."""
+    layers = (LOGITS, "b", "a")
+    ids = ["logits/0", "b/0", "b/1", "a/0", "a/1"]
+    groups = tuple(NeuronGroup(name, name.split("/")[0], (), (), (0,), (1.0,), None) for name in ids)
+    return Circuit(0, "cat", layers, (), (), (), groups, tuple(Edge(*edge, edge[2]) for edge in edges))
+
+
+class TestDrawing:
+    def test_rows_follow_the_layers_with_the_logit_on_top(self):
+        circuit = by_hand(("b/0", "logits/0", 0.5), ("a/0", "b/0", 0.5))
+        drawing = graph.draw(circuit, circuit.groups, 0.0)
+        assert drawing.rows == (("logits/0",), ("b/0",), ("a/0",))
+        heights = [drawing.position[row[0]][1] for row in drawing.rows]
+        assert heights == sorted(heights)
+
+    def test_lines_that_cross_are_untangled(self):
+        circuit = by_hand(("b/0", "logits/0", 0.5), ("b/1", "logits/0", 0.5), ("a/1", "b/0", 0.5), ("a/0", "b/1", 0.5))
+        assert graph.crossings([["logits/0"], ["b/0", "b/1"], ["a/0", "a/1"]], circuit.edges) == 1
+        drawing = graph.draw(circuit, circuit.groups, 0.0)
+        assert graph.crossings(drawing.rows, drawing.edges) == 0
+
+    def test_groups_that_hang_only_on_pruned_edges_are_left_out(self):
+        circuit = by_hand(("b/0", "logits/0", 0.5), ("b/1", "logits/0", 0.05), ("a/1", "b/1", 0.9))
+        assert graph.draw(circuit, circuit.groups, 0.1).groups == ("logits/0", "b/0")
+
+    def test_a_long_row_stands_in_two_lines(self):
+        ids = [f"b/{number}" for number in range(12)]
+        groups = tuple(NeuronGroup(name, name.split("/")[0], (), (), (0,), (1.0,), None) for name in ["logits/0", *ids])
+        edges = tuple(Edge(name, "logits/0", 0.1, 0.1) for name in ids)
+        drawing = graph.draw(Circuit(0, "cat", (LOGITS, "b"), (), (), (), groups, edges), groups, 0.0)
+        places = [drawing.position[name] for name in ids]
+        assert len({y for _, y in places}) == 2
+        for number, (x, y) in enumerate(places):
+            for other_x, other_y in places[number + 1 :]:
+                assert abs(x - other_x) >= graph.NODE or abs(y - other_y) >= graph.NODE
+
+    def test_the_frame_asks_nobody_and_names_stay_text_in_it(self):
+        circuit = by_hand(("b/0", "logits/0", 0.5))
+        drawing = graph.draw(circuit, circuit.groups, 0.0)
+        names = dict.fromkeys(drawing.groups, EVIL)
+        page = graph.html(drawing, names, names, dict.fromkeys(drawing.groups, "data:,"))
+        assert "Content-Security-Policy" in page
+        assert not re.search(r"<(?:script|link)[^>]*\s(?:src|href)=", page)
+        assert "<img src=x" not in page
+        assert '"title"' not in page.rpartition("<body>")[2].partition("new vis.Network")[0]  # pyvis would read tooltips as HTML
+
+    def test_the_svg_is_well_formed_and_holds_the_names_as_text(self):
+        circuit = by_hand(("b/0", "logits/0", -0.5))
+        drawing = graph.draw(circuit, circuit.groups, 0.0)
+        names = {"logits/0": "cat", "b/0": "<b>&\x07"}
+        root = ElementTree.fromstring(graph.svg(drawing, names, dict.fromkeys(drawing.groups, "data:,")))
+        space = "{http://www.w3.org/2000/svg}"
+        assert "<b>& " in [text.text for text in root.iter(f"{space}text")]
+        assert [path.get("stroke") for path in root.iter(f"{space}path")] == [graph.TAKES]
+
+
+class TestDebug:
+    def test_silencing_a_group_puts_new_classes_beside_the_old_ones_and_a_random_control(self, run):
+        image, group = run.circuit.images[0].path, run.circuit.groups[1].id
+        app = opened("debug", run=run.id, image=image)
+        assert not app.dataframe
+        app.toggle(key=f"silence_{run.id}_{group}_False").set_value(True).run()
+        assert in_address(app, "silence") == group
+        table = app.dataframe[0].value
+        assert list(table.columns) == ["class", "before", "silenced · random control"]
+        assert table["silenced · random control"].str.fullmatch(r"(\d+\.\d %|–) · random \d+\.\d % \[\d+\.\d, \d+\.\d\]").all()
+
+    @pytest.mark.parametrize("name", ["../../secret.png", "/etc/passwd", "upload:../../secret.png", "upload:nothing.png"])
+    def test_a_link_can_only_name_images_that_are_listed(self, run, name):
+        app = opened("debug", run=run.id, image=name)
+        assert len(app.error) == 1
+
+    def test_an_uploaded_image_is_looked_at(self, run):
+        source = run.data_root / run.circuit.images[0].path
+        app = opened("debug", run=run.id)
+        app.file_uploader(key="upload").upload("../own.png", source.read_bytes(), "image/png").run()
+        assert in_address(app, "image").startswith("upload:")
+        assert not app.error
+        assert [path.parent for path in cached.workspace().root.rglob("*.png")] == [cached.workspace().root / "uploads"]
+
+    def test_a_file_that_is_no_image_is_one_sentence(self, run):
+        app = opened("debug", run=run.id)
+        app.file_uploader(key="upload").upload("broken.png", b"text", "image/png").run()
+        assert len(app.error) == 1
+        assert not app.exception
+
+    def test_a_report_with_nothing_flagged_says_so_with_its_numbers(self, run):
+        group = {
+            "id": run.circuit.groups[1].id, "layer": run.circuit.groups[1].layer, "misleading": False, "score": 0.1, "p_value": 0.3,
+            "recovered": 0.2, "control_recovered": {"mean": 0.1, "low": 0.0, "high": 0.3}, "clean_accuracy_change": 0.0,
+            "false_alarm_rate": 0.0, "presence": [0.5],
+        }  # fmt: skip
+        image = {"path": "a.png", "true": "car", "predicted": run.circuit.target_name, "probability": 0.9}
+        report = {"report": "r", "run": run.id, "images_root": str(run.data_root), "created": "2026-01-01T00:00:00+00:00", "draws": 20,
+                  "n_wrong": 1, "n_clean": 5, "images": [image], "groups": [group]}  # fmt: skip
+        folder = cached.workspace().debug_folder("r")
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps(report))
+        said = opened("debug", run=run.id).info[0].value.replace("\\", "")
+        assert "No group is clearly misleading" in said
+        assert "20 % · random 10 % [0, 30]" in said
+
+
+class TestLabels:
+    @pytest.fixture
+    def store(self, run):
+        return LabelStore.for_workspace(cached.workspace().root)
+
+    def test_a_typed_name_is_approved_and_the_next_group_opens(self, run, store):
+        first, second = (group.id for group in run.circuit.groups[1:3])
+        app = opened("labels", run=run.id, group=first)
+        app.text_input(key=f"name_{first}_0").set_value(EVIL[:100])
+        app.button(key="approve").click().run()
+        label = store.get(run.id, first)
+        assert (label.text, label.state) == (EVIL[:100], "approved")
+        assert in_address(app, "group") == second
+
+    def test_a_change_made_meanwhile_is_shown_with_both_texts(self, run, store):
+        group = run.circuit.groups[1].id
+        app = opened("labels", run=run.id, group=group)
+        store.edit(run.id, group, "theirs", "ana", 0)
+        app.text_input(key=f"name_{group}_0").set_value("mine")
+        app.button(key="save").click().run()
+        assert "theirs" in app.error[0].value
+        assert "mine" in app.error[0].value
+        assert store.get(run.id, group).text == "theirs"
+
+    def test_rejecting_can_be_undone(self, run, store):
+        group = run.circuit.groups[1].id
+        store.edit(run.id, group, "star", "ana", 0)
+        app = opened("labels", run=run.id, group=group)
+        app.button(key="reject").click().run()
+        assert store.get(run.id, group).state == "rejected"
+        app = opened("labels", run=run.id, group=group)
+        app.button(key="undo").click().run()
+        assert (store.get(run.id, group).text, store.get(run.id, group).state) == ("star", "edited")
+
+    def test_the_name_is_shown_on_the_circuit_page(self, run, store):
+        group = run.circuit.groups[1].id
+        store.edit(run.id, group, "white star", "ana", 0)
+        app = opened("circuit", run=run.id, group=group)
+        assert any("white star" in str(block.proto) for block in app.get("html"))
