@@ -300,8 +300,9 @@ def find_misleading(
                 f"put them into folders named after classes ({', '.join(classifier.class_names[:5])}, ...)."
             )
         with workspace.draft(folder, fingerprint) as draft:
-            report = _report(debugger, evaluation.predictions, Path(image_set.root), progress, draws, seed)
-            draft.publish({"report": folder.name, "run": run.id, "images_root": str(image_set.root), "created": now()} | report)
+            if not draft.is_published:
+                report = _report(debugger, evaluation.predictions, Path(image_set.root), progress, draws, seed)
+                draft.publish({"report": folder.name, "run": run.id, "images_root": str(image_set.root), "created": now()} | report)
     return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 

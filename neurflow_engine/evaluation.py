@@ -16,7 +16,7 @@ from neurflow_engine.layers import Anatomy
 from neurflow_engine.models import Classifier
 from neurflow_engine.progress import Progress
 from neurflow_engine.records import LOGITS, ImageSet
-from neurflow_engine.store import MANIFEST, SCHEMA, Evaluation, Workspace, now
+from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Workspace, now
 from neurflow_engine.tracing import record
 
 _DEEPEST = 12  # depths for which default layers are noted
@@ -35,27 +35,32 @@ def evaluate(
     folder = workspace.evaluation_folder(fingerprint[:16])
     if not (folder / MANIFEST).is_file():
         with workspace.draft(folder, fingerprint) as draft:
-            began = time.monotonic()
-            table, skipped = _predictions(classifier, image_set, progress, workers)
-            seconds = time.monotonic() - began
-            draft.save_table("predictions", table)
-            draft.publish(
-                {
-                    "schema": SCHEMA,
-                    "evaluation": folder.name,
-                    "created": now(),
-                    "model": model_manifest(classifier),
-                    "data": data_manifest(image_set, len(table), skipped),
-                    "seconds_per_image": seconds / len(table),
-                    "places": [
-                        {"name": name, "n_channels": layer.n_channels, "shape": layer.shape, "stage": name in anatomy.stages}
-                        for name in anatomy.places
-                        for layer in (anatomy.layers[name],)
-                    ],
-                    "default_layers": [anatomy.default(depth) for depth in range(1, _DEEPEST + 1)],
-                }
-            )
+            if not draft.is_published:
+                _build(draft, classifier, anatomy, image_set, progress, workers)
     return Evaluation(folder)
+
+
+def _build(draft: Draft, classifier: Classifier, anatomy: Anatomy, image_set: ImageSet, progress: Progress, workers: int) -> None:
+    began = time.monotonic()
+    table, skipped = _predictions(classifier, image_set, progress, workers)
+    seconds = time.monotonic() - began
+    draft.save_table("predictions", table)
+    draft.publish(
+        {
+            "schema": SCHEMA,
+            "evaluation": draft.final.name,
+            "created": now(),
+            "model": model_manifest(classifier),
+            "data": data_manifest(image_set, len(table), skipped),
+            "seconds_per_image": seconds / len(table),
+            "places": [
+                {"name": name, "n_channels": layer.n_channels, "shape": layer.shape, "stage": name in anatomy.stages}
+                for name in anatomy.places
+                for layer in (anatomy.layers[name],)
+            ],
+            "default_layers": [anatomy.default(depth) for depth in range(1, _DEEPEST + 1)],
+        }
+    )
 
 
 def model_manifest(classifier: Classifier) -> dict:

@@ -90,8 +90,14 @@ class Draft:
         with writing(self.folder):
             if self.folder.exists() and known.get("fingerprint") != fingerprint:
                 shutil.rmtree(self.folder)
-            (self.folder / self.WORK).mkdir(parents=True, exist_ok=True)
+            if not self.is_published:
+                (self.folder / self.WORK).mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = known["seconds"] if known.get("fingerprint") == fingerprint else {}
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is finished already: by another process, between the look for it and the lock on it."""
+        return (self.final / MANIFEST).is_file()
 
     def has(self, stage: str) -> bool:
         """Whether a stage was finished, now or before an interruption."""
@@ -128,13 +134,13 @@ class Draft:
             table.to_parquet(self.folder / f"{name}.parquet")
 
     def publish(self, manifest: dict) -> Path:
-        """Write the manifest and give the folder its final name."""
-        with writing(self.folder):
-            shutil.rmtree(self.folder / self.WORK, ignore_errors=True)
-            (self.folder / _STAGES).unlink(missing_ok=True)
+        """Write the manifest and give the folder its final name; only then is what earlier stages left for later ones deleted."""
         write_json(self.folder / MANIFEST, manifest)
         with writing(self.final.parent):
             os.replace(self.folder, self.final)
+        shutil.rmtree(self.final / self.WORK, ignore_errors=True)
+        with suppress(OSError):
+            (self.final / _STAGES).unlink(missing_ok=True)
         return self.final
 
 
