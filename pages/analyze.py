@@ -14,7 +14,7 @@ from neurflow_engine.store import Evaluation
 from pages.ui import cached, commands, session, show
 
 MODELS, IMAGES = ("Demo", "timm model", "My checkpoint"), ("Demo", "Folder")
-LARGEST_MAP, LARGEST_NUMBERED = 30, 14  # classes in the confusion map; classes up to which its cells carry numbers
+LARGEST_MAP, LARGEST_NUMBERED = 24, 14  # classes in the confusion map; classes up to which its cells carry numbers
 
 
 def follow_job() -> None:
@@ -139,6 +139,9 @@ def start_evaluation(model: dict, images: Path) -> None:
         demo.write_images(cached.workspace().demo_folder)
     if not images.is_dir():
         raise InputError(f"Data folder {images} does not exist; give the path of a folder on the machine that this app runs on.")
+    weights = model.get("checkpoint")
+    if weights and not Path(weights).is_file():
+        raise InputError(f"Checkpoint {weights} does not exist; give the path of a file on the machine that this app runs on.")
     title = f"Evaluate {show.model_name(model['name'])} on {images.name}"
     session.put(job=commands.evaluate(commands.model_flags(model), images, title).id)
 
@@ -184,35 +187,33 @@ def summary(evaluation: Evaluation, classes: pd.DataFrame) -> None:
 
 def confusion_map(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     """True against predicted classes; a click takes the predicted class."""
-    errors = classes.set_index("name")[["false_positives", "false_negatives"]].sum(axis=1).sort_values(ascending=False)
-    names = sorted(errors.index[:LARGEST_MAP])
+    own = classes[classes["images"] > 0].sort_values("false_negatives", ascending=False)
+    rows = sorted(own["name"][:LARGEST_MAP])
+    others = classes[~classes["name"].isin(rows)].sort_values("false_positives", ascending=False)["name"]
+    columns = [*rows, *others[: max(0, LARGEST_MAP - len(rows))]]
     counts = evaluation.confusion()
     counts["share"] = counts["count"] / counts.groupby("true")["count"].transform("sum")
     counts["right"] = counts["true"] == counts["predicted"]
-    counts = counts[counts["true"].isin(names) & counts["predicted"].isin(names)]
+    counts = counts[counts["true"].isin(rows) & counts["predicted"].isin(columns)]
     clicked = alt.selection_point(name="cell", fields=["true", "predicted"], toggle=False)
-    axis = alt.Axis(labelLimit=110, ticks=False, domain=False, labelOverlap=False)
+    axis = {"labelLimit": 110, "ticks": False, "domain": False, "labelOverlap": False}
+    across = alt.Axis(labelAngle=-40 if len(columns) <= LARGEST_NUMBERED else -90, **axis)
     base = alt.Chart(counts).encode(
-        x=alt.X(
-            "predicted:N",
-            scale=alt.Scale(domain=names),
-            title="predicted",
-            axis=alt.Axis(labelLimit=110, labelAngle=-40, ticks=False, domain=False, labelOverlap=False),
-        ),
-        y=alt.Y("true:N", scale=alt.Scale(domain=names), title="true", axis=axis),
+        x=alt.X("predicted:N", scale=alt.Scale(domain=columns), title="predicted", axis=across),
+        y=alt.Y("true:N", scale=alt.Scale(domain=rows), title="true", axis=alt.Axis(**axis)),
         tooltip=["true", "predicted", "count", alt.Tooltip("share:Q", format=".1%", title="of the true class")],
     )
     colour = alt.condition("datum.right", alt.value("#0F766E"), alt.value(show.ADDS))
     opacity = alt.Opacity("share:Q", scale=alt.Scale(type="sqrt", domain=[0, 1], range=[0.08, 1]), legend=None)
     cells = base.mark_rect(cornerRadius=3, cursor="pointer").encode(color=colour, opacity=opacity).add_params(clicked)
     layers = [cells]
-    if len(names) <= LARGEST_NUMBERED:
+    if len(columns) <= LARGEST_NUMBERED:
         layers.append(
             base.mark_text(fontSize=11).encode(
                 text="count:Q", color=alt.condition("datum.share > 0.45", alt.value("#FFFFFF"), alt.value(show.ink()))
             )
         )
-    chart = alt.layer(*layers).properties(height=max(260, 26 * len(names) + 90))
+    chart = alt.layer(*layers).properties(height=max(260, 24 * len(rows) + 120))
     key = f"map_{evaluation.id}"
 
     def pick() -> None:
@@ -221,13 +222,19 @@ def confusion_map(evaluation: Evaluation, classes: pd.DataFrame) -> None:
             session.put(target=str(evaluation.class_names.index(cell[0]["predicted"])))
 
     st.altair_chart(chart, key=key, on_select=pick, selection_mode="cell")
-    more = f"The {LARGEST_MAP} classes with most errors. " if len(errors) > LARGEST_MAP else ""
+    more = f"{len(rows)} of {len(own)} classes, those with most errors. " if len(rows) < len(own) else ""
     st.caption(f"{more}Rows: true class; columns: what the model says. Click a cell to look at the class it was taken for.")
+
+
+def by_interest(classes: pd.DataFrame) -> pd.DataFrame:
+    """Classes that have images first, and among them those that most images are wrongly taken for."""
+    order = classes.assign(present=classes["images"] > 0)
+    return order.sort_values(["present", "false_positives", "predicted_images"], ascending=False).drop(columns="present")
 
 
 def class_table(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     """One row per class; a click takes the class."""
-    rows = classes.sort_values(["false_positives", "predicted_images"], ascending=False).reset_index(drop=True)
+    rows = by_interest(classes).reset_index(drop=True)
     key = f"classes_{evaluation.id}"
 
     def pick() -> None:
@@ -246,7 +253,7 @@ def class_table(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         height=min(35 * len(rows) + 38, 480),
         column_order=["name", "images", "predicted_images", "recall", "precision", "false_positives", "false_negatives", "confused_with"],
         column_config={
-            "name": st.column_config.TextColumn("class", width="small"),
+            "name": st.column_config.TextColumn("class", width=110),
             "images": st.column_config.NumberColumn("n", width=50, help="images of this class"),
             "predicted_images": st.column_config.NumberColumn("predicted", width=75, help="images predicted as this class"),
             "recall": st.column_config.ProgressColumn("recall", width=92, help="share of its images that are predicted right", **share),
@@ -289,7 +296,7 @@ def settings() -> dict:
 
 def analysis(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     """Class, layers and settings, what they cost, and the button."""
-    candidates = classes[classes["predicted_images"] > 0].sort_values(["false_positives", "predicted_images"], ascending=False)
+    candidates = by_interest(classes[classes["predicted_images"] > 0])
     indices = [int(index) for index in candidates["index"]]
     asked = session.get("target")
     target = int(asked) if asked and asked.isdecimal() and int(asked) in indices else indices[0]
@@ -404,7 +411,7 @@ else:
         earlier_evaluations(found)
     summary(found, overview)
     if found.accuracy is not None:
-        chart, table = show.split("wrong", [4, 7])
+        chart, table = show.split("wrong", [4, 7] if len(found.class_names) <= LARGEST_NUMBERED else [1, 1])
         with chart:
             confusion_map(found, overview)
         with table:
