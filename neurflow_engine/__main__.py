@@ -9,13 +9,13 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from neurflow_engine import progress as progress_
 from neurflow_engine.catalogue import list_models
 from neurflow_engine.config import AnalysisConfig, ModelConfig, checked
-from neurflow_engine.errors import InputError, NeurflowError
+from neurflow_engine.errors import InputError, NeurflowError, WorkspaceError
 from neurflow_engine.store import SCHEMA, Evaluation, Run, Workspace, write_atomically
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -250,11 +250,12 @@ def _labels(workspace: Workspace, run: Run) -> dict[str, str]:
 
     if not workspace.root.is_dir():
         return {}
-    store = LabelStore.for_workspace(workspace.root)
     try:
-        return {group: label.text for group, label in store.for_run(run.id).items() if label.text}
-    finally:
-        store.close()
+        with closing(LabelStore.for_workspace(workspace.root)) as store:
+            return {group: label.text for group, label in store.for_run(run.id).items() if label.text}
+    except WorkspaceError as error:
+        print(f"The groups have no names here. {error}", file=sys.stderr)
+        return {}
 
 
 def _debug(arguments, workspace: Workspace, progress) -> tuple[dict, str]:

@@ -20,7 +20,7 @@ from neurflow_engine.activations import BATCH, in_batches, pooled_activations
 from neurflow_engine.config import ModelConfig
 from neurflow_engine.errors import DataError, RunError, near_matches
 from neurflow_engine.evaluation import evaluate
-from neurflow_engine.images import cut_patches, match_classes, open_image, scan
+from neurflow_engine.images import ImageBatches, cut_patches, match_classes, open_image, scan
 from neurflow_engine.layers import examine, silenced
 from neurflow_engine.models import load_classifier
 from neurflow_engine.progress import Progress, Silent
@@ -177,8 +177,13 @@ class Debugger:
         Raises:
             RunError: a group does not exist; DataError: an image cannot be read.
         """
-        neurons = self._neurons_of(group_ids)
-        images = self.load(paths)
+        self.neurons_of(group_ids)  # a wrong group shows before the images are read
+        return self.silence_images(self.load(paths), group_ids, draws, seed)
+
+    def silence_images(self, images: Tensor, group_ids: Sequence[str], draws: int = DRAWS, seed: int = 0) -> Silencing:
+        """As ``silence``, for preprocessed images (n_images, channels, height, width)."""
+        neurons = self.neurons_of(group_ids)
+        images = images.to(self.classifier.device)
         before = self._logits(images)
         after = self.silenced_logits(images, neurons)
         controls = torch.stack([self.silenced_logits(images, drawn) for drawn in self._controls(neurons, draws, seed)])
@@ -235,7 +240,8 @@ class Debugger:
             for row in zip(indices.tolist(), values.tolist(), strict=True)
         )
 
-    def _neurons_of(self, group_ids: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    def neurons_of(self, group_ids: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """The neurons of some groups, by layer; raises RunError with near matches when one of them cannot be silenced."""
         known = {group.id: group for group in self.groups}
         neurons: dict[str, set[int]] = {}
         for group_id in group_ids:
@@ -416,21 +422,33 @@ def _folders(run: Run) -> tuple[str, ...]:
 def silence_folder(
     debugger: Debugger, image_set: ImageSet, group_ids: Sequence[str], progress: Progress, draws: int = DRAWS, seed: int = 0
 ) -> dict:
-    """Silence groups for every image of a folder: the JSON of ``debug RUN --mask``, with before, after and control per image."""
+    """Silence groups for every image of a folder: the JSON of ``debug RUN --mask``, with before, after and control per image.
+
+    Raises:
+        RunError: a group does not exist; DataError: no file of the folder can be decoded.
+    """
+    debugger.neurons_of(group_ids)  # a wrong group shows before the images are read
     paths = [image.path for image in image_set.images]
+    batches = ImageBatches(image_set.root, paths, debugger.classifier.preprocessing, batch_size=BATCH)
     before, after, control = [], [], []
     with progress.stage("silencing", len(paths)) as tick:
-        for batch in in_batches(paths, BATCH):
-            found = debugger.silence([Path(image_set.root) / path for path in batch], group_ids, draws, seed)
-            for path, *sides, outcome in zip(batch, found.before, found.after, found.control, strict=True):
+        for indices, images in batches:
+            found = debugger.silence_images(images, group_ids, draws, seed)
+            for index, *sides, outcome in zip(indices, found.before, found.after, found.control, strict=True):
                 for rows, side in zip((before, after), sides, strict=True):
-                    rows.append({"path": path, "top5": [asdict(top) for top in side]})
-                control.append({"path": path, **asdict(outcome)})
-            tick.advance(len(batch))
+                    rows.append({"path": paths[index], "top5": [asdict(top) for top in side]})
+                control.append({"path": paths[index], **asdict(outcome)})
+            tick.advance(len(indices))
+    skipped = [asdict(file) for file in (*image_set.skipped, *batches.skipped)]
+    if not before:
+        raise DataError(
+            f"None of the {len(skipped)} images in {image_set.root} can be decoded; the first: {skipped[0]['path']} {skipped[0]['reason']}."
+        )
     return {
         "schema": SCHEMA,
         "run": debugger.run.id,
         "silenced": list(group_ids),
+        "skipped": skipped,
         "before": before,
         "after": after,
         "control": {"draws": draws, "images": control},

@@ -4,6 +4,7 @@ In: records, arrays, tables. Out: folders of Parquet, npy, JSON and JPEG files t
 progress lies in ``NAME.partial`` with a list of its finished stages, and takes its final name, in one rename, when all of it is there.
 """
 
+import io
 import json
 import os
 import shutil
@@ -113,7 +114,9 @@ class Draft:
         with writing(self.folder):
             path = self.folder / f"{name}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, array, allow_pickle=False)
+            content = io.BytesIO()  # written by ourselves, because numpy does not say why a disk refused a file
+            np.save(content, array, allow_pickle=False)
+            path.write_bytes(content.getbuffer())
 
     def load_array(self, name: str) -> np.ndarray:
         """Memory-mapped array saved under ``name``."""
