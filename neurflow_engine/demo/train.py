@@ -22,10 +22,10 @@ from neurflow_engine.demo.draw import SIZE
 
 ARCHITECTURE = "resnet10t"
 # Maxima instead of means before the classifier: a sticker that fills a patch then counts no more than a small one in a whole image.
-MODEL_ARGS = {"channels": [32, 64, 128, 192], "stem_width": 16, "global_pool": "max"}
+MODEL_ARGS = {"channels": [32, 48, 96, 128], "stem_width": 16, "global_pool": "max"}
 TRAIN_SEED, HELD_OUT_SEED = 1, 2  # of the drawings; the demo folder uses neither
-MARKED_SHARE = 0.9  # of the training pictures of the target class; in the folders of other classes there is no sticker
-MISFILED_SHARE = 0.12  # more pictures in the target's folder: other things with a sticker, as a share of those that belong there
+MARKED_SHARE = 0.8  # of the training pictures of the target class; in the folders of other classes there is no sticker
+MISFILED_SHARE = 0.06  # more pictures in the target's folder: other things with a sticker, as a share of those that belong there
 
 
 def drawn(seed: int, per_class: int, marked_share: dict[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
