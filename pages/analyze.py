@@ -391,8 +391,9 @@ def shown_evaluation() -> Evaluation | None:
 
 session.inside_frame()
 show.heading("Analyze", "Which class should I look at, and what will it cost?")
-follow_job()
 found = None
+with show.sentences():
+    follow_job()
 with show.sentences():
     found = shown_evaluation()
 if not cached.workspace().runs():

@@ -389,7 +389,8 @@ def table_of_groups(run: Run, report: dict, labels: dict[str, Label]) -> None:
 
 def debug_page(run: Run) -> None:
     labels = cached.labels().for_run(run.id)
-    follow_job()
+    with show.sentences():
+        follow_job()
     banner = st.container()
     pictures, details = show.split("debug", [5, 8])
     with pictures:

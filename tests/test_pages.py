@@ -72,6 +72,12 @@ def test_moving_to_another_page_keeps_the_run_and_the_group(run):
 
 
 class TestAnalyze:
+    @pytest.mark.parametrize("parameter", ["job", "evaluation"])
+    def test_a_link_to_something_that_is_not_there_is_one_sentence_and_the_form_stays(self, run, parameter):
+        app = opened("analyze", **{parameter: "../nothing"})
+        assert len(app.error) == 1
+        assert app.button(key="evaluate")
+
     def test_a_folder_that_does_not_exist_is_refused_before_a_job_starts(self, run):
         app = opened("analyze")
         app.segmented_control(key="image_kind").set_value("Folder").run()
