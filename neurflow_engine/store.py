@@ -41,7 +41,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise WorkspaceError(
             f"{folder} cannot be written ({reason}); free space, change its permissions or choose another workspace."
         ) from None
