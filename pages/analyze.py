@@ -83,7 +83,7 @@ def chosen_model() -> dict | None:
         random = st.checkbox(
             "Random weights", key="random_weights", persist_state="session", help="Untrained; only to try whether an architecture works."
         )
-        return {"name": name, "random_weights": random} if name else None
+        return {"name": name, "random_weights": random, **overrides(kind)} if name else None
     path = st.text_input(
         "Weights",
         key="checkpoint",
@@ -97,10 +97,28 @@ def chosen_model() -> dict | None:
         st.caption("A folder in timm's format: it says itself what it holds.")
         return {"name": f"local-dir:{weights}"}
     name = architecture("checkpoint_architecture", "The architecture that the weights belong to")
-    class_map = st.text_input(
-        "Class names (optional)", key="class_map", persist_state="session", placeholder="/path/to/classes.txt, .csv or .json"
-    ).strip()
-    return {"name": name, "checkpoint": str(weights), "class_map": class_map or None} if name else None
+    return {"name": name, "checkpoint": str(weights), **overrides(kind)} if name else None
+
+
+def overrides(kind: str) -> dict[str, str]:
+    """What is to differ from the model's own configuration, as it was typed; the engine checks it."""
+    fields = {
+        "class_map": ("Class names", "/path/to/classes.txt, .csv or .json"),
+        "model_kwargs": ("Arguments of the architecture", '{"num_classes": 8}'),
+        "input_size": ("Input size", "224 or 224x320"),
+        "crop_pct": ("Crop", "0.875"),
+        "crop_mode": ("Crop mode", "center, squash or border"),
+        "interpolation": ("Interpolation", "bilinear or bicubic"),
+        "mean": ("Mean", "0.485,0.456,0.406"),
+        "std": ("Standard deviation", "0.229,0.224,0.225"),
+    }
+    with st.expander("Class names and preprocessing"):
+        st.caption("Empty: as the model's own configuration says.")
+        typed = {
+            name: st.text_input(label, key=f"{name}_{kind}", persist_state="session", placeholder=f"e.g. {example}").strip()
+            for name, (label, example) in fields.items()
+        }
+    return {name: text for name, text in typed.items() if text}
 
 
 def architecture(key: str, placeholder: str) -> str | None:

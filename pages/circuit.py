@@ -126,6 +126,7 @@ def group_panel(run: Run, group: NeuronGroup, labels: dict[str, Label]) -> None:
     heading(run, group, labels)
     st.html(show.patch_strip(run, group.patches[:12], 78))
     st.caption("The patches most typical of this group. Point at one to see where it lies in its image.")
+    checks(run, group)
     if group.layer != LOGITS:
         with st.container(horizontal=True):
             if st.button("Name it", key="name_it"):
@@ -141,6 +142,19 @@ def group_panel(run: Run, group: NeuronGroup, labels: dict[str, Label]) -> None:
         neighbours(run, above, "target", labels, "out")
     neurons(run, group)
     origins(run, group)
+
+
+def checks(run: Run, group: NeuronGroup) -> None:
+    """How far the group and its attribution are to be trusted."""
+    gaps = [run.circuit.neuron[group.layer, neuron].completeness_gap for neuron in group.neurons]
+    known = [gap for gap in gaps if gap is not None]
+    words = []
+    if group.silhouette is not None:
+        words.append(f"silhouette {group.silhouette:.2f} (1: clearly apart from the other groups, 0: between two)")
+    if known:
+        words.append(f"attribution gap {show.percent(sum(known) / len(known), 1)} (0: the attributions of its neurons add up exactly)")
+    if words:
+        st.html(f'<div class="nf-small">{" · ".join(words)}</div>')
 
 
 def neighbours(run: Run, edges: tuple[Edge, ...], end: str, labels: dict[str, Label], key: str, limit: int = STRONGEST) -> None:

@@ -8,24 +8,16 @@ from neurflow_engine.jobs import Job, JobState
 from neurflow_engine.store import Evaluation, Run
 from pages.ui import cached
 
-_PREPROCESSING = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+_VALUES = ("checkpoint", "class_map", "model_kwargs", "input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 
 
 def model_flags(model: Mapping) -> list[str]:
-    """Flags for a model, from the fields of a ModelConfig; fields without a value are left out."""
+    """Flags for a model, from the fields of a ModelConfig or as they were typed; fields without a value are left out."""
     flags = ["--model", model["name"]]
-    for name in ("checkpoint", "class_map"):
+    for name in _VALUES:
         if model.get(name):
-            flags += [f"--{name.replace('_', '-')}", str(model[name])]
-    if model.get("model_kwargs"):
-        flags += ["--model-kwargs", json.dumps(model["model_kwargs"])]
-    if model.get("random_weights"):
-        flags.append("--random-weights")
-    for name in _PREPROCESSING:
-        value = model.get(name)
-        if value is not None:
-            flags += [f"--{name.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
-    return flags
+            flags += [f"--{name.replace('_', '-')}", json.dumps(model[name]) if isinstance(model[name], dict) else _written(model[name])]
+    return [*flags, "--random-weights"] if model.get("random_weights") else flags
 
 
 def flags_of(evaluation: Evaluation) -> list[str]:
