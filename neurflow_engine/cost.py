@@ -5,6 +5,7 @@ In: an evaluation and the settings. Out: seconds and memory, to be shown before 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from neurflow_engine.store import Evaluation
 
@@ -12,8 +13,9 @@ from neurflow_engine.store import Evaluation
 _PREFIX = 0.5  # per patch and layer step: the patches of all concepts go once more up to the cut
 _PAIR = 0.15  # per (neuron, patch of its concept): backward passes at the quadrature nodes
 _OVERLAP = 0.4  # distinct core neurons of many neurons, as a share of tau for each
-_BASE_MB = 750.0  # Python with torch and timm
-_BATCH = 64  # patches in one forward pass
+_BASE_MB = 900.0  # Python with torch, timm and a small model
+_BATCH = 16  # patches in one forward pass
+_TENSORS = 12  # of a stage's size that are alive at once inside it, in the widest block known
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,14 @@ def predict(
     height, width = evaluation.manifest["model"]["preprocessing"]["input_size"]
     n_patches = n_images * sum(_windows(height, part) * _windows(width, part) for part in granularities)
     channels = {place["name"]: place["n_channels"] for place in evaluation.places}
-    sizes = [_size(place["shape"]) for place in evaluation.places if place["name"] in layers]
+    largest = max((prod(place["shape"]) for place in evaluation.places), default=0)
     n_neurons, pairs = 1.0, 0.0
     for layer in layers:
         pairs += n_neurons * min(top_k, n_patches)
         n_neurons = min(channels.get(layer, 1 << 10), max(tau, _OVERLAP * tau * n_neurons))
     units = n_patches * (1 + _PREFIX * len(layers)) + _PAIR * pairs
     activations = n_patches * sum(channels.get(layer, 1 << 10) for layer in layers) * 4
-    batch = _BATCH * 4 * (3 * height * width * 3 + 12 * max(sizes, default=0))
+    batch = _BATCH * 4 * _TENSORS * largest
     images = n_images * 3 * height * width * 4
     return Cost(units * evaluation.seconds_per_image, _BASE_MB + (activations + batch + images) / (1 << 20), n_patches)
 
@@ -52,10 +54,3 @@ def predict(
 def _windows(side: int, part: float) -> int:
     window = max(1, int(part * side + 1e-6))
     return (side - window) // max(1, window // 2) + 1
-
-
-def _size(shape: Sequence[int]) -> int:
-    product = 1
-    for length in shape:
-        product *= length
-    return product

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from neurflow_engine.activations import BATCH
 from neurflow_engine.errors import DataError
 from neurflow_engine.images import ImageBatches
 from neurflow_engine.layers import Anatomy
@@ -90,7 +91,8 @@ def data_manifest(image_set: ImageSet, n_images: int, skipped: list[dict]) -> di
 
 
 def _predictions(classifier: Classifier, image_set: ImageSet, progress: Progress, workers: int) -> tuple[pd.DataFrame, list[dict]]:
-    batches = ImageBatches(image_set.root, [image.path for image in image_set.images], classifier.preprocessing, workers=workers)
+    paths = [image.path for image in image_set.images]
+    batches = ImageBatches(image_set.root, paths, classifier.preprocessing, BATCH, workers)
     rows = []
     with progress.stage("evaluate", total=len(image_set.images)) as tick:
         for indices, images in batches:

@@ -322,7 +322,7 @@ class TestExitCodes:
     def test_2_with_one_line_on_stderr(self, tmp_path):
         assert "There is no run 'nothing' in" in finished(process("circuit", "nothing", "--workspace", tmp_path)).sentence
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_130_when_interrupted_and_what_was_finished_is_kept(self, number, demo_images, tmp_path):
         workspace = Workspace(tmp_path)
         flags = ("analyze", *DEMO_MODEL, "--data", demo_images, "--target", "sailboat", "--top-k", "12", "--device", "cpu")

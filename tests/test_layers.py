@@ -93,7 +93,7 @@ class TestChosen:
             resnet.chosen(("layer3", "layer4"), 3)
 
     def test_the_logits_need_not_be_named(self, resnet):
-        with pytest.raises(LayerError, match="logits are always analysed; name the layers below them, e.g. layer4,layer3"):
+        with pytest.raises(LayerError, match=r"logits are always analysed; name the layers below them, e\.g\. layer4,layer3"):
             resnet.chosen((LOGITS, "layer3"), 2)
 
     def test_an_unfit_layer_says_why(self):
