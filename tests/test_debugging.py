@@ -105,7 +105,7 @@ class TestReport:
 
     def test_counts_wrong_and_clean_images(self, report):
         images = report["images"]
-        assert report["n_wrong"] == sum(image["predicted"] == "sailboat" != image["true"] for image in images) > 5
+        assert report["n_wrong"] == sum(image["predicted"] == "sailboat" != image["true"] for image in images) > 0
         assert report["n_clean"] == sum(image["predicted"] == image["true"] for image in images)
 
     def test_recovered_is_the_share_of_wrong_images_whose_true_class_comes_back(self, report, debugger, folder):
