@@ -203,7 +203,8 @@ def _evaluation_text(evaluation: Evaluation) -> str:
 def _warn_of_skipped(evaluation: Evaluation) -> None:
     if evaluation.skipped:
         examples = "; ".join(f"{file.path} {file.reason}" for file in evaluation.skipped[:3])
-        print(f"{len(evaluation.skipped)} files left out: {examples}{'; ...' if len(evaluation.skipped) > 3 else ''}", file=sys.stderr)
+        count = f"{len(evaluation.skipped)} file{'s' if len(evaluation.skipped) > 1 else ''}"
+        print(f"{count} left out: {examples}{'; ...' if len(evaluation.skipped) > 3 else ''}", file=sys.stderr)
 
 
 def _analyze(arguments, workspace: Workspace, progress) -> tuple[dict, str]:

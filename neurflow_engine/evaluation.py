@@ -35,7 +35,7 @@ def evaluate(
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     folder = workspace.evaluation_folder(fingerprint[:16])
     if not (folder / MANIFEST).is_file():
-        with workspace.draft(folder, fingerprint) as draft:
+        with workspace.draft(folder, fingerprint, while_waiting=progress.check) as draft:
             if not draft.is_published:
                 _build(draft, classifier, anatomy, image_set, progress, workers)
     return Evaluation(folder)

@@ -27,7 +27,7 @@ from neurflow_engine.attribution import NODES, Attribution, integrated_gradients
 from neurflow_engine.concepts import SEMANTIC_GROUPS, clustered, concept
 from neurflow_engine.config import AnalysisConfig, ModelConfig
 from neurflow_engine.core_neurons import core_neurons, core_weights
-from neurflow_engine.errors import DataError, RunError
+from neurflow_engine.errors import DataError, LayerError, RunError
 from neurflow_engine.evaluation import data_manifest, evaluate, model_manifest
 from neurflow_engine.groups import edges_between, logit_group, neuron_groups, ranked
 from neurflow_engine.images import ImageBatches, crop_patches, cut_patches, match_classes, scan
@@ -130,6 +130,11 @@ class _Analysis:
             )
             neurons = self.draft.load_records(f"work/{upper.name}", Neuron)
             to_explain = tuple(sorted({index for neuron in neurons for index in neuron.core}))
+            if lower and not to_explain:
+                raise LayerError(
+                    f"No neuron of {lower.name} has any effect on the chosen neurons of {upper.name} (all attributions are 0), so the "
+                    f"circuit ends there; choose other layers."
+                )
         self.stage("circuit", len(self.layers), self.circuit)
         self.stage("thumbnails", None, self.thumbnails)
         self.groups = self.draft.load_records("groups", NeuronGroup)

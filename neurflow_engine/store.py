@@ -8,7 +8,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -377,15 +377,26 @@ class Workspace:
         return sorted((report for report in reports if report["run"] == run_id), key=lambda report: report["created"], reverse=True)
 
     @contextmanager
-    def draft(self, final: Path, fingerprint: str) -> Iterator[Draft]:
-        """Build or go on building ``final``; only one process at a time. Raises WorkspaceError, RunError when another one is at it."""
+    def draft(self, final: Path, fingerprint: str, while_waiting: Callable[[], object] | None = None) -> Iterator[Draft]:
+        """Build or go on building ``final``; only one process at a time.
+
+        Args:
+            fingerprint: of what is being built.
+            while_waiting: called once a second while another process builds the same; without it, that is an error.
+
+        Raises:
+            WorkspaceError: the folder cannot be written; RunError: another process is at it.
+        """
         with writing(final.parent):
             final.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(final.with_name(f".{final.name}.lock"))
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise RunError(f"{final.name} is being computed by another process; wait for it or cancel it.") from None
+            while not lock.is_locked:
+                try:
+                    lock.acquire(timeout=0 if while_waiting is None else 1)
+                except Timeout:
+                    if while_waiting is None:
+                        raise RunError(f"{final.name} is being computed by another process; wait for it or cancel it.") from None
+                    while_waiting()
         try:
             yield Draft(final, fingerprint)
         finally:

@@ -127,7 +127,7 @@ class TestResults:
         assert found["images"] == 6
         assert [set(row) for row in found["skipped"]] == [{"path", "reason"}]
         assert found["skipped"][0]["path"] == "owl/torn.png"
-        assert "1 files left out: owl/torn.png" in outcome.err
+        assert "1 file left out: owl/torn.png" in outcome.err
         row = next(row for row in found["classes"] if row["name"] == "owl")
         keys = {"index", "name", "images", "predicted_images", "recall", "precision", "false_positives", "false_negatives", "confused_with"}
         assert set(row) == keys
