@@ -211,8 +211,8 @@ class Segment:
         self.network, self.lower, self.upper = network, lower, upper
         self._modules = _named_modules(network.model)
         self._input_shape = tuple(sample.shape[1:])
-        three, two = trace(network, sample[:3]), trace(network, sample[:2])
-        self._stubs = self._find_stubs(three, two, self._single_call(three, lower))
+        calls = self._described_calls(sample)
+        self._stubs = self._find_stubs(calls, self._single_call(calls, lower))
         self._own_memory = False  # stand-ins are views of one number, unless the network writes into them
         expected = record(network, sample[:3], [lower, upper])
         self.needs_context = self._looks_around_the_cut(expected[lower])
@@ -240,34 +240,42 @@ class Segment:
         found = [call for call in calls if call.name == layer]
         if len(found) != 1:
             raise LayerError(f"Layer {layer} is called {len(found)} times in one forward pass; a cut needs exactly one call.")
-        if not isinstance(found[0].output, Tensor):
+        if not isinstance(found[0].output, _Placeholder):
             raise LayerError(f"Layer {layer} returns a {type(found[0].output).__name__}, not one tensor; a cut needs one tensor.")
         return found[0]
 
-    def _find_stubs(self, three: Sequence[Call], two: Sequence[Call], cut: Call) -> tuple[_Stub, ...]:
-        """Outermost modules that end before the cut module starts, with their outputs at batch sizes 3 and 2."""
-        before = [pair for pair in zip(three, two, strict=True) if pair[0].end < cut.start]
+    def _described_calls(self, sample: Tensor) -> list[Call]:
+        """All calls of a forward pass with a placeholder for each tensor that changes its shape with the number of images."""
+        shapes: list[list[torch.Size]] = []
+
+        def note_shapes(name: str, output: object) -> None:
+            shapes.append([])
+            map_leaves(Tensor, lambda tensor: shapes[-1].append(tensor.shape), output)
+
+        trace(self.network, sample[:2], keep=note_shapes)
+        of_calls = iter(shapes)
+
+        def describe(name: str, output: object) -> object:
+            of_tensors = iter(next(of_calls))
+
+            def described(tensor: Tensor) -> object:
+                if tensor.shape == next(of_tensors):
+                    return tensor  # a constant, e.g. a table of relative positions
+                return _Placeholder(tuple(tensor.shape[1:]), tensor.shape[0] // 3, tensor.dtype)
+
+            return map_leaves(Tensor, described, output)
+
+        return trace(self.network, sample[:3], keep=describe)
+
+    def _find_stubs(self, calls: Sequence[Call], cut: Call) -> tuple[_Stub, ...]:
+        """Outermost modules that end before the cut module starts."""
         outputs: dict[str, list[object]] = {}
         start_of_outer = cut.start
-        for call, smaller in reversed(before):  # calls are ordered by end: an outer module comes before its inner ones
+        for call in reversed([call for call in calls if call.end < cut.start]):  # ordered by end: outer modules come first here
             if call.end < start_of_outer:
                 start_of_outer = call.start
-                outputs.setdefault(call.name, []).insert(0, self._abstract(call.output, smaller.output))
+                outputs.setdefault(call.name, []).insert(0, call.output)
         return tuple(_Stub(name, tuple(values)) for name, values in outputs.items())
-
-    @staticmethod
-    def _abstract(three: object, two: object) -> object:
-        collected: list[Tensor] = []
-        map_leaves(Tensor, collected.append, two)
-        others = iter(collected)
-
-        def abstract(tensor: Tensor) -> object:
-            other = next(others)
-            if tensor.shape == other.shape:
-                return tensor  # a constant, e.g. a table of relative positions
-            return _Placeholder(tuple(tensor.shape[1:]), tensor.shape[0] // 3, tensor.dtype)
-
-        return map_leaves(Tensor, abstract, three)
 
     def _stand_ins(self, n_images: int, fill: float, like: Tensor) -> dict[str, list[object]]:
         def concrete(placeholder: _Placeholder) -> Tensor:
