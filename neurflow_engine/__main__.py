@@ -135,6 +135,7 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
     method.add_argument("--top-k", type=int, help="patches in the concept of a neuron")
     method.add_argument("--max-images", type=int, help="probe images, at most")
     method.add_argument("--granularities", type=_numbers, metavar="A,B,C", help="window side / image side")
+    method.add_argument("--min-groups", type=int, help="neuron groups of a layer, at least")
     method.add_argument("--max-groups", type=int, help="neuron groups of a layer, at most")
     method.add_argument("--seed", type=int)
 

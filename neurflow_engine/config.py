@@ -6,7 +6,7 @@ In: command-line flags or form fields. Out: frozen, JSON-ready configurations th
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from neurflow_engine.errors import InputError
 
@@ -57,6 +57,7 @@ class AnalysisConfig(_Config):
     top_k: int = Field(default=50, ge=1)  # patches in the concept of a neuron
     max_images: int = Field(default=50, ge=1)  # probe images, at most
     granularities: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.5, 0.25)  # window side / image side
+    min_groups: int = Field(default=4, ge=2)  # neuron groups of a layer, at least (fewer in a layer with few semantic groups)
     max_groups: int = Field(default=12, ge=2)  # neuron groups of a layer, at most
     completeness: float = Field(default=0.05, gt=0)  # gap of the attribution up to which no more nodes are spent
     seed: int = Field(default=0, ge=0)
@@ -67,6 +68,12 @@ class AnalysisConfig(_Config):
     @classmethod
     def _absolute(cls, path: Path):
         return path.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _range_of_groups(self):
+        if self.min_groups > self.max_groups:
+            raise ValueError(f"min_groups {self.min_groups} is larger than max_groups {self.max_groups}")
+        return self
 
     @field_validator("granularities", "layers")
     @classmethod
@@ -83,6 +90,8 @@ def checked(config_type: type[_Config], **fields):
     except ValidationError as error:
         problems = (
             f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}"
+            if item["loc"]
+            else item["msg"].removeprefix("Value error, ")
             for item in error.errors()
         )
         raise InputError("; ".join(problems)) from None

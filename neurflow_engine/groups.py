@@ -12,20 +12,26 @@ import numpy as np
 from neurflow_engine.concepts import clustered
 from neurflow_engine.records import Edge, Member, Neuron, NeuronGroup, SemanticGroup
 
+_MEMBERS = 4  # semantic groups per neuron group, on average, that the smallest number of groups must leave
 
-def neuron_groups(layer: str, neurons: Sequence[Neuron], representations: np.ndarray, max_groups: int) -> tuple[NeuronGroup, ...]:
+
+def neuron_groups(
+    layer: str, neurons: Sequence[Neuron], representations: np.ndarray, min_groups: int, max_groups: int
+) -> tuple[NeuronGroup, ...]:
     """Ward clusters of all semantic groups of a layer, the number chosen by silhouette (NeurFlow, section 3.3).
 
     Args:
         neurons: the explained neurons of the layer.
         representations: (n_semantic_groups, n_features), in the order of the neurons and their semantic groups.
+        min_groups: smallest number of groups tried where the layer has at least four times as many semantic groups, else fewer. The
+            silhouette alone likes to say two, object and background, which tells people little.
         max_groups: largest number of groups tried.
 
     Returns:
         Groups in order of first appearance; their ids hold this order until ``ranked`` gives them their place.
     """
     semantic_groups = [group for neuron in neurons for group in neuron.semantic_groups]
-    clustering = clustered(representations, range(2, max_groups + 1))
+    clustering = clustered(representations, range(max(2, min(min_groups, len(semantic_groups) // _MEMBERS)), max_groups + 1))
     return tuple(
         _neuron_group(f"{layer}/{number}", layer, clustering.members(number), semantic_groups, representations, clustering.silhouettes)
         for number in range(clustering.n_clusters)

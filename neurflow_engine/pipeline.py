@@ -226,7 +226,8 @@ class _Analysis:
             if layer.name == LOGITS:
                 found, importance = (logit_group(LOGITS, own[0]),), {f"{LOGITS}/0": 1.0}
             else:
-                found = neuron_groups(layer.name, own, self.draft.load_array(f"work/{layer.name}"), self.config.max_groups)
+                representations = self.draft.load_array(f"work/{layer.name}")
+                found = neuron_groups(layer.name, own, representations, self.config.min_groups, self.config.max_groups)
                 found, between, importance = ranked(layer.name, found, edges_between(found, own, *above), importance)
                 edges += between
             groups += found
@@ -300,7 +301,9 @@ def explained(
 
 
 def _fingerprint(config: AnalysisConfig, subject: Subject, target: int, layers: Sequence[Layer]) -> str:
-    settings = config.model_dump(include={"tau", "top_k", "max_images", "granularities", "max_groups", "completeness", "seed"})
+    settings = config.model_dump(
+        include={"tau", "top_k", "max_images", "granularities", "min_groups", "max_groups", "completeness", "seed"}
+    )
     parts = [
         SCHEMA,
         METHOD,

@@ -287,17 +287,19 @@ def class_table(evaluation: Evaluation, classes: pd.DataFrame) -> None:
 def settings() -> dict:
     """The method's settings, with its defaults."""
     field = {
-        name: AnalysisConfig.model_fields[name].default for name in ("max_images", "tau", "top_k", "max_groups", "seed", "granularities")
+        name: AnalysisConfig.model_fields[name].default
+        for name in ("max_images", "tau", "top_k", "min_groups", "max_groups", "seed", "granularities")
     }
-    columns = st.columns(5)
     labels = {
         "max_images": ("Images, at most", "images predicted as the class that are looked at"),
         "tau": ("Core neurons", "core neurons of a neuron, at most (tau)"),
         "top_k": ("Patches", "patches that make the concept of a neuron (top k)"),
-        "max_groups": ("Groups", "neuron groups of a layer, at most"),
+        "min_groups": ("Groups, at least", "neuron groups of a layer, where it has enough neurons; the silhouette chooses the number"),
+        "max_groups": ("Groups, at most", "neuron groups of a layer"),
         "seed": ("Seed", "of the sample of images; the same seed gives the same circuit"),
     }
-    least = {"max_groups": 2, "seed": 0}
+    least = {"min_groups": 2, "max_groups": 2, "seed": 0}
+    columns = st.columns(len(labels))
     chosen = {
         name: column.number_input(
             label, min_value=least.get(name, 1), value=field[name], key=f"setting_{name}", persist_state="session", help=text

@@ -219,10 +219,10 @@ class TestSolvedOnPaper:
         (logit,), _ = solved[LOGITS]
         top = (logit_group(LOGITS, logit),)
         high, representations = solved["high"]
-        groups = neuron_groups("high", high, representations, max_groups=3)
+        groups = neuron_groups("high", high, representations, min_groups=2, max_groups=3)
         groups, edges, importance = ranked("high", groups, edges_between(groups, high, top, [logit]), {"logits/0": 1.0})
         low, representations = solved["low"]
-        below = neuron_groups("low", low, representations, max_groups=3)
+        below = neuron_groups("low", low, representations, min_groups=2, max_groups=3)
         below, under, _ = ranked("low", below, edges_between(below, low, groups, high), importance)
         return {LOGITS: top, "high": groups, "low": below}, {"high": edges, "low": under}
 
@@ -391,3 +391,24 @@ class TestMatchedNeurons:
 
     def test_of_almost_the_whole_layer_are_what_is_left(self):
         assert matched_neurons((0, 1, 2, 3), np.arange(6.0), draws=2, seed=0) == [(4, 5), (4, 5)]
+
+
+class TestTheNumberOfGroups:
+    """Two far blobs of twelve semantic groups each, one of them made of three: the silhouette alone says two."""
+
+    def groups(self, n_members: int, min_groups: int):
+        centres = np.array([[0.0, 0.0], [0.0, 3.0], [3.0, 0.0], [40.0, 40.0]])
+        spread = np.random.default_rng(0).normal(0, 0.1, (n_members, 2))
+        representations = centres[np.arange(n_members) % 4] + spread
+        neurons = [
+            Neuron("l", index, (index,), (), (SemanticGroup(f"l:{index}.0", "l", index, (index,), 1.0, ()),), None, None)
+            for index in range(n_members)
+        ]
+        return neuron_groups("l", neurons, representations, min_groups, 12)
+
+    def test_a_floor_divides_what_the_silhouette_would_leave_together(self):
+        assert [len(group.members) for group in self.groups(24, 2)] == [18, 6]
+        assert [len(group.members) for group in self.groups(24, 4)] == [6, 6, 6, 6]
+
+    def test_a_layer_with_few_semantic_groups_is_not_torn_apart(self):
+        assert len(self.groups(8, 4)) == 2

@@ -93,7 +93,9 @@ class TestWellFormed:
         assert_well_formed(as_json(run), tau=4, top_k=8, size=(side, side))
 
     def test_with_the_layers_and_the_bound_on_core_neurons_that_were_asked_for(self, demo_config, demo_workspace):
-        run = analyze(demo_config.model_copy(update={"layers": ("layer4", "layer1"), "tau": 3, "max_groups": 2}), demo_workspace)
+        run = analyze(
+            demo_config.model_copy(update={"layers": ("layer4", "layer1"), "tau": 3, "min_groups": 2, "max_groups": 2}), demo_workspace
+        )
         assert run.circuit.layers == ("logits", "layer4", "layer1")
         assert_well_formed(as_json(run), tau=3, top_k=10, size=(128, 128))
         assert all(len(run.circuit.groups_of(layer)) <= 2 for layer in run.circuit.layers)
