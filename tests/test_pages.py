@@ -38,7 +38,13 @@ def in_address(app: AppTest, name: str) -> str | None:
 @pytest.fixture
 def run(demo_run, demo_workspace, tmp_path, monkeypatch):
     """The demo's run in a workspace of this test's own."""
-    monkeypatch.setenv("NEURFLOW_WORKSPACE", str(shutil.copytree(demo_workspace.root, tmp_path / "workspace")))
+    workspace = shutil.copytree(demo_workspace.root, tmp_path / "workspace")
+    for left_behind in [*(workspace / "runs").iterdir(), *workspace.glob("labels.sqlite*")]:  # by other tests of the session
+        if left_behind.is_file():
+            left_behind.unlink()
+        elif left_behind.name != demo_run.id:
+            shutil.rmtree(left_behind)
+    monkeypatch.setenv("NEURFLOW_WORKSPACE", str(workspace))
     return demo_run
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -261,15 +262,32 @@ class TestTwoAtOnce:
         workspace = Workspace(tmp_path / "workspace")
         original = Workspace.draft
 
-        def late(self, final, fingerprint):
+        def late(self, final, *arguments, **options):
             if not final.is_dir():
                 shutil.copytree(demo_workspace.evaluation_folder(final.name), final)
-            return original(self, final, fingerprint)
+            return original(self, final, *arguments, **options)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Workspace, "draft", late)
             found = evaluate(subject.classifier, subject.anatomy, subject.image_set, workspace, Silent())
         assert found.id == small_run.manifest["evaluation"]
+
+    def test_an_evaluation_that_another_process_is_at_is_waited_for(self, small_config, tmp_path):
+        subject = prepare(small_config.model, small_config.data, "cpu")
+        workspace, found = Workspace(tmp_path / "workspace"), []
+        progresses = [Silent(), Silent()]
+
+        def evaluated(progress) -> None:
+            found.append(evaluate(subject.classifier, subject.anatomy, subject.image_set, workspace, progress).id)
+
+        both = [Thread(target=evaluated, args=(progress,)) for progress in progresses]
+        for thread in both:
+            thread.start()
+        for thread in both:
+            thread.join()
+        assert len(found) == 2
+        assert len(set(found)) == 1
+        assert sorted(list(progress.seconds) for progress in progresses) == [[], ["evaluate"]]
 
 
 class TestProbeImages:
