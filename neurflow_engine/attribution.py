@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NODES = (1, 2, 4, 8, 16, 32)  # numbers of Gauss-Legendre nodes that are tried in turn
+NODES = (1, 2, 4, 8, 16)  # numbers of quadrature nodes that are tried in turn; the last is taken where the gap stays large
 
 
 @dataclass(frozen=True)
