@@ -188,7 +188,7 @@ def form() -> None:
 def summary(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     """The evaluation in one line."""
     known = classes[classes["images"] > 0]
-    with st.container(horizontal=True, gap="xlarge"):
+    with st.container(horizontal=True, gap="medium"):
         st.metric("Images", f"{len(evaluation.predictions):,}", width="content")
         if len(known):
             worst, false = known.sort_values("recall").iloc[0], classes.sort_values("false_positives").iloc[-1]

@@ -313,20 +313,19 @@ def evidence(group: dict) -> str:
 
 def one_misleading(run: Run, report: dict, group: dict, labels: dict[str, Label]) -> None:
     record = run.circuit.group[group["id"]]
-    with st.container(border=True):
-        patches, words, button = st.columns([4, 8, 2], vertical_alignment="center", gap="small")
-        patches.html(show.patch_strip(run, record.patches[:4], 56, line=True))
-        words.html(
+    on = group["id"] in silenced(run)
+    with st.container(border=True, horizontal=True, wrap=False, vertical_alignment="center", gap="medium"):
+        st.html(
+            f'<div class="nf-row">{show.patch_strip(run, record.patches[:4], 56, line=True)}<div class="nf-words" style="min-width:240px">'
             f'<span style="color:{show.ADDS};font-weight:600">Misleading</span> <b>{escape(show.group_name(record, labels))}</b> '
             f"({escape(record.layer)}, {len(record.neurons)} neurons): silencing it brings back the true class of "
             f"<b>{show.percent(group['recovered'])}</b> of {report['n_wrong']} wrong images · random "
             f"{show.percent(group['control_recovered']['mean'])} [{100 * group['control_recovered']['low']:.0f}, "
             f"{100 * group['control_recovered']['high']:.0f}] · clean accuracy {100 * group['clean_accuracy_change']:+.1f} points · "
-            f"p {group['p_value']:.2g}"
+            f"p {group['p_value']:.2g}</div></div>"
         )
-        on = group["id"] in silenced(run)
-        button.button(
-            "Silenced ✓" if on else "Silence", key=f"flagged_{group['id']}", width="stretch", on_click=toggle, args=(run, group["id"])
+        st.button(
+            "Silenced ✓" if on else "Silence", key=f"flagged_{group['id']}", width="content", on_click=toggle, args=(run, group["id"])
         )
 
 
