@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from neurflow_engine.activations import in_batches, patch_inputs, pooled_activations
-from neurflow_engine.attribution import NODES, Attribution, integrated_gradients, joined
+from neurflow_engine.attribution import Attribution, integrated_gradients, joined, quadrature_rule
 from neurflow_engine.concepts import SEMANTIC_GROUPS, clustered, concept
 from neurflow_engine.config import AnalysisConfig, ModelConfig
 from neurflow_engine.core_neurons import core_neurons, core_weights
@@ -40,7 +40,7 @@ from neurflow_engine.tracing import Segment, record
 
 METHOD = 1  # raised when the same configuration would give another circuit than before
 _ATTRIBUTION_BATCH = 64  # scaled copies of patches in one forward pass of a segment
-_CALIBRATION_PATCHES = 8
+_TRIAL_PATCHES = 8  # on which the quadrature rule of a layer step is chosen
 _THUMBNAIL = 96  # pixels, longer side
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
 
@@ -194,21 +194,20 @@ class _Analysis:
         order = sorted(wanted, key=lambda patch: (-len(wanted[patch]), patch))
         tick.total = sum(map(len, wanted.values()))
 
-        def attributed(batch: Sequence[int], n_nodes: int) -> Attribution:
+        def attributed(batch: Sequence[int], n_nodes: int, power: int) -> Attribution:
             inputs = patch_inputs(self.classifier, self.images, [self.patches[patch] for patch in batch])
             at_cut = record(self.classifier, inputs, [lower.name])[lower.name]
             context = segment.context(inputs) if segment.needs_context else None
             return integrated_gradients(
                 lambda scaled: pooled(upper, segment.repeated(scaled, context, len(scaled) // len(batch))),
-                at_cut, [wanted[patch] for patch in batch], lower.channel_axis, n_nodes,
+                at_cut, [wanted[patch] for patch in batch], lower.channel_axis, n_nodes, power,
             )  # fmt: skip
 
-        n_nodes = next(
-            (n for n in NODES[:-1] if attributed(order[:_CALIBRATION_PATCHES], n).relative_gap <= self.config.completeness), NODES[-1]
-        )
+        trial = order[:: max(1, len(order) // _TRIAL_PATCHES)][:_TRIAL_PATCHES]
+        rule = quadrature_rule(lambda *rule: attributed(trial, *rule).relative_gap, self.config.completeness)
         parts = []
-        for batch in in_batches(order, max(1, _ATTRIBUTION_BATCH // n_nodes)):
-            parts.append(attributed(batch, n_nodes))
+        for batch in in_batches(order, max(1, _ATTRIBUTION_BATCH // rule[0])):
+            parts.append(attributed(batch, *rule))
             tick.advance(sum(len(wanted[patch]) for patch in batch))
         everything = joined(parts)
         row_of = {pair: row for row, pair in enumerate((patch, index) for patch in order for index in wanted[patch])}

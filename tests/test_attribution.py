@@ -5,7 +5,7 @@ import torch
 from nets import SkipAround, images, network
 from torch import nn
 
-from neurflow_engine.attribution import Attribution, gauss_legendre, integrated_gradients, joined, path_nodes
+from neurflow_engine.attribution import RULES, Attribution, gauss_legendre, integrated_gradients, joined, path_nodes, quadrature_rule
 from neurflow_engine.records import LOGITS
 from neurflow_engine.tracing import Segment, record
 
@@ -43,7 +43,7 @@ def test_is_exact_on_a_polynomial_solved_on_paper():
         return torch.stack([(a**2 * b).sum(1), b.sum(1)], 1)
 
     inputs = torch.tensor([[[3.0, 1.0], [2.0, 3.0]], [[1.0, 0.0], [6.0, 5.0]]])  # (2 samples, 2 channels, 2 positions)
-    found = integrated_gradients(function, inputs, [(0, 1), (0,)], channel_axis=1, n_nodes=3)
+    found = integrated_gradients(function, inputs, [(0, 1), (0,)], channel_axis=1, n_nodes=2)
     torch.testing.assert_close(found.channels, torch.tensor([[7.0, 3.5], [0.0, 2.5], [2.0, 1.0]]))  # means over the 2 positions
     torch.testing.assert_close(found.change, torch.tensor([21.0, 5.0, 6.0]))
     torch.testing.assert_close(found.gap, torch.zeros(3), atol=1e-5, rtol=0)
@@ -52,10 +52,10 @@ def test_is_exact_on_a_polynomial_solved_on_paper():
 
 def test_too_few_nodes_show_in_the_gap():
     found = integrated_gradients(lambda x: (x**4).sum((1, 2))[:, None], torch.full((1, 1, 1), 2.0), [(0,)], 1, n_nodes=1)
-    # one node, a quarter of the way: 2 * 4 * 0.5^3 = 1 instead of 16
-    assert found.channels.item() == pytest.approx(1)
-    assert found.gap.item() == pytest.approx(15)
-    assert found.relative_gap == pytest.approx(15 / 16)
+    # one node in the middle: 2 * 4 * 1^3 = 8 instead of 16
+    assert found.channels.item() == pytest.approx(8)
+    assert found.gap.item() == pytest.approx(8)
+    assert found.relative_gap == pytest.approx(0.5)
 
 
 def test_nodes_integrate_polynomials_of_degree_2n_minus_1_exactly():
@@ -64,12 +64,29 @@ def test_nodes_integrate_polynomials_of_degree_2n_minus_1_exactly():
     assert (weights * nodes**6).sum() != pytest.approx(1 / 7, rel=1e-5)
 
 
-def test_nodes_on_the_path_integrate_polynomials_of_degree_n_minus_1_exactly_and_crowd_at_the_baseline():
-    nodes, weights = path_nodes(4)
+def test_nodes_of_power_2_integrate_polynomials_of_degree_n_minus_1_exactly_and_crowd_at_the_baseline():
+    nodes, weights = path_nodes(4, 2)
     assert [(weights * nodes**degree).sum() for degree in range(4)] == pytest.approx([1 / (degree + 1) for degree in range(4)])
     assert (weights * nodes**4).sum() != pytest.approx(1 / 5, rel=1e-6)
-    assert nodes[0] < 0.01
-    assert nodes[-1] > 0.85
+    assert nodes[0] < gauss_legendre(4)[0][0] / 10
+
+
+def test_power_2_is_closer_where_the_network_normalises():
+    def function(x):  # changes fastest near the baseline, as a LayerNorm does
+        return (x / (x.square().mean(1, keepdim=True) + 1e-3).sqrt())[:, 0].mean(1, keepdim=True)
+
+    inputs = images(4, 6).flatten(2)
+    gaps = [integrated_gradients(function, inputs, [(0,)] * 4, 1, n_nodes=8, power=power).relative_gap for power in (1, 2)]
+    assert gaps[1] < gaps[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("gaps", "taken"),
+    [((0.0, 1, 1, 1), (1, 1)), ((0.2, 0.04, 0, 0), (8, 1)), ((0.2, 0.2, 0.05, 0), (8, 2)), ((0.1, 0.9, 0.4, 0.6), (8, 2))],
+)
+def test_the_cheapest_rule_that_adds_up_is_taken(gaps, taken):
+    found = dict(zip(RULES, gaps, strict=True))
+    assert quadrature_rule(lambda *rule: found[rule], 0.05) == taken
 
 
 def test_the_gap_is_below_one_percent_on_a_smooth_network(smooth):
