@@ -210,7 +210,10 @@ class Jobs:
         for pid in pids:
             with suppress(psutil.Error):
                 process = psutil.Process(pid)
-                if str(folder / "events.jsonl") in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                arguments = process.cmdline()
+                # a process that is just being replaced by the program it starts has no arguments for a moment
+                is_ours = str(folder / "events.jsonl") in arguments or (worker and not arguments)
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                     return process
         return None
 
