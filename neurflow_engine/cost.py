@@ -13,9 +13,9 @@ from neurflow_engine.store import Evaluation
 _PREFIX = 0.5  # per patch and layer step: the patches of all concepts go once more up to the cut
 _PAIR = 0.15  # per (neuron, patch of its concept): backward passes at the quadrature nodes
 _OVERLAP = 0.4  # distinct core neurons of many neurons, as a share of tau for each
-_BASE_MB = 900.0  # Python with torch, timm and a small model
+_BASE_MB = 1050.0  # Python with torch, timm and a small model, and the attribution's gradients
 _BATCH = 16  # patches in one forward pass
-_TENSORS = 12  # of a stage's size that are alive at once inside it, in the widest block known
+_TENSORS = 48  # of the largest stage's size: what is alive inside its widest block, and what the allocator keeps
 
 
 @dataclass(frozen=True)
