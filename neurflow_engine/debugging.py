@@ -20,12 +20,12 @@ from neurflow_engine.activations import BATCH, in_batches, pooled_activations
 from neurflow_engine.config import ModelConfig
 from neurflow_engine.errors import DataError, RunError, near_matches
 from neurflow_engine.evaluation import evaluate
-from neurflow_engine.images import ImageBatches, cut_patches, match_classes, open_image, scan
+from neurflow_engine.images import ImageBatches, cut_patches, left_out, match_classes, open_image, scan
 from neurflow_engine.layers import examine, silenced
 from neurflow_engine.models import load_classifier
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, ImageSet, NeuronGroup, Patch
-from neurflow_engine.store import MANIFEST, SCHEMA, Run, Workspace, now
+from neurflow_engine.store import MANIFEST, SCHEMA, Run, Workspace, now, read_json
 from neurflow_engine.tracing import Segment, edited, record
 
 DRAWS = 20  # random neuron sets in a control
@@ -309,7 +309,7 @@ def find_misleading(
             if not draft.is_published:
                 report = _report(debugger, evaluation.predictions, Path(image_set.root), progress, draws, seed)
                 draft.publish({"report": folder.name, "run": run.id, "images_root": str(image_set.root), "created": now()} | report)
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return read_json(folder / MANIFEST)
 
 
 def _report(debugger: Debugger, predictions, root: Path, progress: Progress, draws: int, seed: int) -> dict:
@@ -439,11 +439,7 @@ def silence_folder(
                     rows.append({"path": paths[index], "top5": [asdict(top) for top in side]})
                 control.append({"path": paths[index], **asdict(outcome)})
             tick.advance(len(indices))
-    skipped = [asdict(file) for file in (*image_set.skipped, *batches.skipped)]
-    if not before:
-        raise DataError(
-            f"None of the {len(skipped)} images in {image_set.root} can be decoded; the first: {skipped[0]['path']} {skipped[0]['reason']}."
-        )
+    skipped = left_out(image_set, batches, len(before))
     return {
         "schema": SCHEMA,
         "run": debugger.run.id,

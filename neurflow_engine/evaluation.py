@@ -5,14 +5,14 @@ In: a classifier and an image set. Out: an ``Evaluation`` in the workspace.
 
 import hashlib
 import time
+from math import isfinite
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from neurflow_engine.activations import BATCH
 from neurflow_engine.errors import DataError
-from neurflow_engine.images import ImageBatches
+from neurflow_engine.images import ImageBatches, left_out
 from neurflow_engine.layers import Anatomy
 from neurflow_engine.models import Classifier
 from neurflow_engine.progress import Progress
@@ -113,11 +113,8 @@ def _predictions(classifier: Classifier, image_set: ImageSet, progress: Progress
                     }
                 )
             tick.advance(len(indices))
-    skipped = [{"path": file.path, "reason": file.reason} for file in (*image_set.skipped, *batches.skipped)]
-    if not rows:
-        first = f"{skipped[0]['path']} {skipped[0]['reason']}"
-        raise DataError(f"None of the {len(skipped)} images in {image_set.root} can be decoded; the first: {first}.")
-    if not all(torch.isfinite(torch.tensor(row["logit"])) for row in rows):
+    skipped = left_out(image_set, batches, len(rows))
+    if not all(isfinite(row["logit"]) for row in rows):
         raise DataError("The model gives logits that are not finite numbers on these images; its weights or preprocessing are broken.")
     table = pd.DataFrame(rows)
     return table.astype({"true": "Int64"}), skipped

@@ -9,7 +9,7 @@ import stat
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -127,6 +127,15 @@ class ImageBatches:
             self.skipped.extend(skipped)
             if indices:
                 yield indices, images
+
+
+def left_out(image_set: ImageSet, batches: ImageBatches, n_images: int) -> list[dict]:
+    """All files of a set that could not be used, once its batches are read: path and reason; raises DataError when none was left."""
+    skipped = [asdict(file) for file in (*image_set.skipped, *batches.skipped)]
+    if not n_images:
+        first = f"{skipped[0]['path']} {skipped[0]['reason']}"
+        raise DataError(f"None of the {len(skipped)} images in {image_set.root} can be decoded; the first: {first}.")
+    return skipped
 
 
 def cut_patches(n_images: int, size: tuple[int, int], granularities: Sequence[float] = (1.0, 0.5, 0.25)) -> tuple[Patch, ...]:

@@ -289,10 +289,4 @@ def circuit_page(run: Run) -> None:
         images(run)
 
 
-session.inside_frame()
-show.heading("Circuit", "What is this class made of?")
-opened = cached.run(session.get("run")) if session.get("run") else None
-if opened is None:
-    show.no_run()
-else:
-    circuit_page(opened)
+show.run_page("Circuit", "What is this class made of?", circuit_page)

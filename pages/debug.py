@@ -409,10 +409,4 @@ def debug_page(run: Run) -> None:
             one_image(run, path, labels, flagged)
 
 
-session.inside_frame()
-show.heading("Debug", "What misleads the model here, and does undoing it help?")
-opened = cached.run(session.get("run")) if session.get("run") else None
-if opened is None:
-    show.no_run()
-else:
-    debug_page(opened)
+show.run_page("Debug", "What misleads the model here, and does undoing it help?", debug_page)

@@ -210,10 +210,4 @@ def labels_page(run: Run) -> None:
         show.empty("No group in this state", "Choose another filter above.")
 
 
-session.inside_frame()
-show.heading("Labels", "Do these names say what the groups do?")
-opened = cached.run(session.get("run")) if session.get("run") else None
-if opened is None:
-    show.no_run()
-else:
-    labels_page(opened)
+show.run_page("Labels", "Do these names say what the groups do?", labels_page)

@@ -5,7 +5,7 @@ Text that comes from people, folders or models goes through ``escape`` (HTML) or
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -134,6 +134,17 @@ def no_run() -> None:
 
 
 # words
+
+
+def run_page(title: str, question: str, draw: Callable[[Run], None]) -> None:
+    """A page about the open run; without one it says what to do next."""
+    session.inside_frame()
+    heading(title, question)
+    opened = cached.run(session.get("run")) if session.get("run") else None
+    if opened is None:
+        no_run()
+    else:
+        draw(opened)
 
 
 def percent(share: float | None, digits: int = 0) -> str:
