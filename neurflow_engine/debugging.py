@@ -16,13 +16,13 @@ import torch
 from scipy.stats import wilcoxon
 from torch import Tensor
 
-from neurflow_engine.activations import BATCH, in_batches, pooled_activations
-from neurflow_engine.config import ModelConfig
+from neurflow_engine.activations import pooled_activations
+from neurflow_engine.batching import BATCH, in_batches
+from neurflow_engine.controls import interval, matched_neurons, spread
 from neurflow_engine.errors import DataError, RunError, near_matches
-from neurflow_engine.evaluation import evaluate
+from neurflow_engine.evaluation import classifier_of, evaluate
 from neurflow_engine.images import ImageBatches, cut_patches, left_out, match_classes, open_image, scan
 from neurflow_engine.layers import examine, silenced
-from neurflow_engine.models import load_classifier
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, ImageSet, NeuronGroup, Patch
 from neurflow_engine.store import MANIFEST, SCHEMA, Run, Workspace, now, read_json
@@ -31,7 +31,6 @@ from neurflow_engine.tracing import Segment, edited, record
 DRAWS = 20  # random neuron sets in a control
 SIGNIFICANT = 0.05  # p-value, corrected for the number of groups
 AFFORDABLE = -0.02  # change of clean accuracy that a misleading group may cost at most
-MATCHED_AMONG = 10  # a control neuron is drawn among this many neurons of nearest mean activation
 EPSILON = 1e-6
 
 
@@ -100,31 +99,6 @@ def presence(group: NeuronGroup, activations: np.ndarray) -> np.ndarray:
     return np.minimum(np.exp(np.log(ratio).mean(1)), 1.0)
 
 
-def matched_neurons(neurons: Sequence[int], mean_activations: np.ndarray, draws: int, seed: int) -> list[tuple[int, ...]]:
-    """Random sets of other neurons of a layer, as many and about as active as the given ones.
-
-    Each neuron is replaced by one drawn among the ``MATCHED_AMONG`` nearest in mean activation that are neither given nor drawn yet.
-    A set is smaller than asked for where the layer has too few other neurons.
-
-    Args:
-        mean_activations: (n_channels,) over all patches of the run.
-    """
-    generator = np.random.default_rng(seed)
-    others = np.setdiff1d(np.arange(len(mean_activations)), neurons)
-    sets = []
-    for _ in range(draws):
-        free, drawn = others.copy(), []
-        for neuron in generator.permutation(list(neurons)):
-            if not len(free):
-                break
-            nearest = np.argsort(np.abs(mean_activations[free] - mean_activations[neuron]), kind="stable")[:MATCHED_AMONG]
-            place = generator.choice(nearest)
-            drawn.append(int(free[place]))
-            free = np.delete(free, place)
-        sets.append(tuple(sorted(drawn)))
-    return sets
-
-
 class Debugger:
     """A run with its model loaded, ready to look at images and to silence groups."""
 
@@ -132,12 +106,7 @@ class Debugger:
         """Raises RunError when the model is no longer the one that was analysed; ModelError when it cannot be loaded."""
         self.run = run
         self.circuit = run.circuit
-        config = ModelConfig(**run.manifest["model"]["configuration"])
-        self.classifier = load_classifier(config, device, _folders(run))
-        if self.classifier.fingerprint != run.manifest["model"]["fingerprint"]:
-            raise RunError(
-                f"Model {config.name} is not the one that run {run.id} analysed (its weights or settings changed); analyse it again."
-            )
+        self.classifier = classifier_of(run, device)
         self._segments: dict[str, Segment] = {}
         self._transform = self.classifier.preprocessing.transform()
 
@@ -217,7 +186,7 @@ class Debugger:
 
     def mean_activations(self, layer: str) -> np.ndarray:
         """Mean activation of each neuron over the patches of the run, (n_channels,)."""
-        return np.asarray(self.run.activations(layer)).mean(0)
+        return self.run.activations(layer).mean()
 
     def _patches(self, n_images: int) -> tuple[Patch, ...]:
         return cut_patches(n_images, self.classifier.preprocessing.input_size, self.run.manifest["configuration"]["granularities"])
@@ -256,12 +225,6 @@ class Debugger:
     def _controls(self, neurons: Mapping[str, Sequence[int]], draws: int, seed: int) -> Iterator[dict[str, tuple[int, ...]]]:
         by_layer = {layer: matched_neurons(own, self.mean_activations(layer), draws, seed) for layer, own in neurons.items()}
         return ({layer: sets[draw] for layer, sets in by_layer.items()} for draw in range(draws))
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and the 2.5 % and 97.5 % quantiles of some draws."""
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(values.mean()), float(low), float(high)
 
 
 def find_misleading(
@@ -355,7 +318,7 @@ def _report(debugger: Debugger, predictions, root: Path, progress: Progress, dra
     entries = []
     for group in groups:
         recovered = right_after[group.id][:, wrong].mean(1) if len(wrong) else np.zeros(1 + draws)
-        control = dict(zip(("mean", "low", "high"), interval(recovered[1:]), strict=True))
+        control = spread(recovered[1:])
         clean_change = float(right_after[group.id][0, clean].mean() - 1) if len(clean) else 0.0
         of_others = clean[true[clean] != target]
         excess = float(shown[group.id][wrong].mean() - shown[group.id][of_others].mean()) if len(wrong) and len(of_others) else 0.0
@@ -412,11 +375,6 @@ def _holm(p_values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, value * (len(p_values) - rank)))
         corrected[name] = largest
     return corrected
-
-
-def _folders(run: Run) -> tuple[str, ...]:
-    names = run.manifest["model"]
-    return tuple(names["class_names"]) if names["class_names_source"] == "the data folders" else ()
 
 
 def silence_folder(

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from neurflow_engine.activations import BATCH
-from neurflow_engine.errors import DataError
+from neurflow_engine.batching import BATCH
+from neurflow_engine.class_names import FOLDERS
+from neurflow_engine.config import ModelConfig
+from neurflow_engine.errors import DataError, RunError
 from neurflow_engine.images import ImageBatches, left_out
 from neurflow_engine.layers import Anatomy
-from neurflow_engine.models import Classifier
+from neurflow_engine.models import Classifier, load_classifier
 from neurflow_engine.progress import Progress
 from neurflow_engine.records import LOGITS, ImageSet
-from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Workspace, now
+from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Run, Workspace, now
 from neurflow_engine.tracing import record
 
 _DEEPEST = 12  # depths for which default layers are noted
@@ -77,6 +79,22 @@ def model_manifest(classifier: Classifier) -> dict:
         "class_names_source": classifier.class_names_source,
         "preprocessing": preprocessing,
     }
+
+
+def classifier_of(run: Run, device: str = "auto") -> Classifier:
+    """The classifier that a run analysed, loaded again as its manifest describes it.
+
+    Raises:
+        RunError: its weights or settings have changed since; ModelError: it cannot be loaded.
+    """
+    described = run.manifest["model"]
+    folders = tuple(described["class_names"]) if described["class_names_source"] == FOLDERS else ()
+    classifier = load_classifier(ModelConfig(**described["configuration"]), device, folders)
+    if classifier.fingerprint != described["fingerprint"]:
+        raise RunError(
+            f"Model {classifier.name} is not the one that run {run.id} analysed (its weights or settings changed); analyse it again."
+        )
+    return classifier
 
 
 def data_manifest(image_set: ImageSet, n_images: int, skipped: list[dict]) -> dict:

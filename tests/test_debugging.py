@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from neurflow_engine.debugging import Debugger, _gain_p_value, _holm, find_misleading, interval
+from neurflow_engine.controls import interval
+from neurflow_engine.debugging import Debugger, _gain_p_value, _holm, find_misleading
 from neurflow_engine.errors import RunError
 from neurflow_engine.layers import silenced
 from neurflow_engine.records import LOGITS
