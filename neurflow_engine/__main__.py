@@ -4,9 +4,24 @@ Results go to stdout (one JSON object with ``--json``), progress and warnings to
 1 failed, 130 interrupted.
 """
 
+import os
+import signal
+
+INTERRUPTED = 130
+
+
+def _end_at_once(number, frame):
+    """For the moments in which the modules below are loaded: nothing is begun yet, so nothing has to be kept or closed."""
+    os.write(2, b"Cancelled.\n")
+    os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _end_at_once)
+
+# ruff: noqa: E402 - what takes long to load comes after the handler
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
@@ -18,7 +33,7 @@ from neurflow_engine.config import AnalysisConfig, ModelConfig, checked
 from neurflow_engine.errors import InputError, NeurflowError, WorkspaceError
 from neurflow_engine.store import SCHEMA, Evaluation, Run, Workspace, write_atomically
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 
 class _Parser(argparse.ArgumentParser):

@@ -36,8 +36,10 @@ from neurflow_engine.errors import InputError, ModelError, near_matches
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # timm's trainer writes .pth.tar
 
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")  # averaged weights first, as timm does
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+_WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "module")  # averaged weights first, as timm
+_PREFIXES = ("module.", "model.")
+_ANYWHERE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # parts of a network may be wrapped too
+_COUNTER = "n_averaged"  # of torch's AveragedModel, beside the weights
 _NOT_FOR_CLASSIFIERS = (
     "pretrained",
     "pretrained_cfg",
@@ -54,6 +56,7 @@ _NEEDS_CODE = re.compile(
 _SECONDS_TO_ANSWER = 4
 _BUILDING = threading.Lock()  # networks draw their first weights from the one random state that all threads share
 _INSTEAD = "give --checkpoint FILE or --random-weights"
+_NO_ROW = "does not return one row of logits per image, so it cannot be used as a classifier"
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     content = _safetensors(path) if path.suffix.lower() == ".safetensors" else _pickled_tensors(path)
     for _ in range(3):  # not for as long as there is one: a dictionary in a file may hold itself
         content = next((inside for inside in map(_items(content).get, _WRAPPERS) if isinstance(inside, Mapping)), content)
-    tensors = {key: value for key, value in _items(content).items() if isinstance(key, str) and isinstance(value, Tensor)}
+    tensors = {
+        _ANYWHERE.sub("", key): value for key, value in _items(content).items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    tensors.pop(_COUNTER, None)
     if not tensors:
         raise ModelError(f"Checkpoint {path} holds no weights; expected a state dict, alone or under {', '.join(_WRAPPERS)}.")
     while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), None):
@@ -433,10 +439,12 @@ def _tried(model: nn.Module, preprocessing: Preprocessing, config: ModelConfig, 
         with torch.no_grad():
             logits = model(image)
     except Exception as error:  # a model may refuse a size at any depth
+        if config.model_kwargs.get("global_pool") == "":  # then a linear classifier meets maps, and says so in numbers
+            raise ModelError(f"{_described(config)} {_NO_ROW}.") from None
         size = " x ".join(map(str, preprocessing.input_size))
         raise ModelError(f"{_described(config)} does not accept an input of {size} pixels: {_brief(error)}.") from None
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ModelError(f"{_described(config)} does not return one row of logits per image, so it cannot be used as a classifier.")
+        raise ModelError(f"{_described(config)} {_NO_ROW}.")
     if not logits.isfinite().all():
         raise ModelError(f"Model {config.name} returns no finite numbers for a blank image; its weights are damaged.")
     return logits.shape[1]

@@ -322,6 +322,17 @@ class TestExitCodes:
     def test_2_with_one_line_on_stderr(self, tmp_path):
         assert "There is no run 'nothing' in" in finished(process("circuit", "nothing", "--workspace", tmp_path)).sentence
 
+    @pytest.mark.parametrize("module", ["argparse", "pandas"])
+    def test_130_and_one_line_when_interrupted_while_its_modules_are_loaded(self, module, tmp_path):
+        command = [sys.executable, "-X", "importtime", "-m", "neurflow_engine", "models", "--workspace", str(tmp_path)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            while not next(process.stderr).rstrip().endswith(f" {module}"):
+                pass
+            process.send_signal(signal.SIGINT)
+            written = [line for line in process.stderr if not line.startswith("import time:")]
+        assert process.returncode == 130
+        assert written == ["Cancelled.\n"]
+
     @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_130_when_interrupted_and_what_was_finished_is_kept(self, number, demo_images, tmp_path):
         workspace = Workspace(tmp_path)

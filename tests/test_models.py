@@ -18,6 +18,9 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from neurflow_engine.class_names import FOLDERS, IMAGENET, UNKNOWN
 from neurflow_engine.config import ModelConfig
@@ -35,6 +38,12 @@ def small(**kwargs) -> torch.nn.Module:
         if name.endswith(("running_mean", "bias")):
             value.normal_()
     return model.eval()
+
+
+def part_compiled(model):
+    """As torch.compile is used on what repeats in a network, not on all of it."""
+    model.layer1 = torch.compile(model.layer1)
+    return model
 
 
 def load(checkpoint=None, name="test_resnet", **fields):
@@ -59,6 +68,34 @@ def folder(tmp_path):
     config = {"architecture": "test_resnet", "num_classes": 3, "model_args": {"in_chans": 1}, "label_names": ["cat", "dog", "owl"]}
     (path / "config.json").write_text(json.dumps(config | {"pretrained_cfg": source}))
     return path
+
+
+class TestHeads:
+    @pytest.mark.parametrize(
+        ("name", "pool"),
+        [(name, pool) for name in ("test_resnet", "mobilenetv3_small_050") for pool in ("avg", "max", "avgmax", "catavgmax")]
+        + [("test_vit", pool) for pool in ("token", "avg", "map")]
+        + [(name, pool) for name in ("test_convnext", "swin_tiny_patch4_window7_224") for pool in ("avg", "max")],
+    )
+    def test_a_checkpoint_of_every_pooling_tells_its_number_of_classes(self, tmp_path, name, pool):
+        small = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)} if name.startswith("swin") else {}
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=5, global_pool=pool, **small).eval()
+        torch.save(model.state_dict(), tmp_path / "weights.pth")
+        classifier = load(tmp_path / "weights.pth", name=name, model_kwargs={"global_pool": pool} | small)
+        assert (classifier.n_classes, classifier.class_names_source) == (5, UNKNOWN)
+        images = torch.randn(2, 3, *classifier.preprocessing.input_size)
+        with torch.no_grad():
+            torch.testing.assert_close(classifier.model(images), model(images), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "swin_tiny_patch4_window7_224"])
+    def test_without_pooling_there_is_no_classifier(self, name):
+        with pytest.raises(ModelError, match=r"with model_kwargs .*\"\".* does not return one row of logits per image"):
+            load(name=name, random_weights=True, model_kwargs={"global_pool": "", "num_classes": 2})
+
+    def test_an_encoder_with_a_classifier_when_one_is_asked_for(self):
+        small = {"depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 10}
+        assert load(name="qwen3_vit_88m", random_weights=True, input_size=(64, 64), model_kwargs=small).n_classes == 10
 
 
 class TestRandomWeights:
@@ -160,6 +197,28 @@ class TestCheckpoints:
     def test_prefixes_of_training_wrappers(self, tmp_path, prefix):
         state = {prefix + key: value for key, value in small().state_dict().items()}
         torch.save({"state_dict": state}, tmp_path / "weights.pth")
+        assert self.same(load(tmp_path / "weights.pth"))
+
+    @pytest.mark.parametrize(
+        "wrapped",
+        [
+            torch.compile,
+            nn.DataParallel,
+            lambda model: nn.DataParallel(torch.compile(model)),
+            lambda model: torch.compile(nn.DataParallel(model)),
+            ModelEmaV3,
+            lambda model: ModelEmaV3(torch.compile(model)),
+            AveragedModel,
+            lambda model: AveragedModel(nn.DataParallel(model)),
+            part_compiled,
+        ],
+        ids=["compile", "parallel", "parallel-compile", "compile-parallel", "ema", "ema-compile", "average", "average-parallel", "part"],
+    )
+    @pytest.mark.parametrize("under", [None, "state_dict", "model", "model_state_dict", "ema"])
+    def test_what_wrapped_networks_save(self, tmp_path, wrapped, under):
+        state = wrapped(small()).state_dict()
+        assert state.keys() != small().state_dict().keys()
+        torch.save({under: state, "epoch": 3} if under else state, tmp_path / "weights.pth")
         assert self.same(load(tmp_path / "weights.pth"))
 
     def test_what_timms_trainer_writes(self, tmp_path):
@@ -431,7 +490,7 @@ class TestNames:
             ({"features_only": True}, r"model_kwargs features_only cannot be set here"),
             ({"in_chans": 4}, r"takes 4 input channels; only images with 1 or 3 can be read"),
             ({"in_chans": "x"}, r"^Model test_resnet with model_kwargs .* cannot be used: "),
-            ({"global_pool": ""}, r"does not accept an input of 160 x 160 pixels"),
+            ({"global_pool": ""}, r"does not return one row of logits per image, so it cannot be used as a classifier\."),
         ],
     )
     def test_bad_model_kwargs_are_one_sentence(self, kwargs, sentence):
