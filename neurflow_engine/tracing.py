@@ -5,13 +5,17 @@ Every change to a model lives in a context that undoes itself, also when an exce
 that two threads can use one model and never see each other's changes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from neurflow_engine.errors import LayerError
 from neurflow_engine.records import LOGITS
@@ -32,6 +36,43 @@ class Call:
     start: int
     end: int
     output: object  # a tensor or nested lists, tuples and dicts of tensors
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tensor of a layer is found: in the output of ``module``, at the end of ``path`` through its lists, tuples and dicts.
+
+    As text the path stands in brackets: ``stage3[1]`` is the second tensor that ``stage3`` returns, ``blocks.2[0][1]`` one a level
+    deeper, ``neck[high]`` the entry of a dict; a plain module name is a module that returns one tensor.
+    """
+
+    module: str
+    path: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, layer: str) -> "Place":
+        """The place that a layer's name stands for."""
+        module, steps = re.fullmatch(r"(.*?)((?:\[[^\[\]]*\])*)", layer).groups()
+        return cls(module, tuple(re.findall(r"\[([^\[\]]*)\]", steps)))
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return self.module + "".join(f"[{step}]" for step in self.path)
+
+    def read(self, output: object) -> object:
+        """What lies at the end of the path in the module's output."""
+        for step in self.path:
+            output = dict(_items(output))[step]
+        return output
+
+    def write(self, output: object, value: object) -> object:
+        """The module's output with ``value`` at the end of the path; what was given stays as it is."""
+        if not self.path:
+            return value
+        inner = Place(self.module, self.path[1:])
+        replaced = [inner.write(item, value) if step == self.path[0] else item for step, item in _items(output)]
+        return _rebuilt(output, replaced)
 
 
 class _Reached(Exception):
@@ -70,17 +111,36 @@ def _restore_forward(module: nn.Module, before: Callable | None) -> None:
         module.forward = before
 
 
+def _items(value: object) -> list[tuple[str, object]]:
+    """What a list, tuple or dict holds, each with its step of a path; nothing for other values."""
+    if isinstance(value, Mapping):
+        return [(str(key), item) for key, item in value.items()]
+    return [(str(index), item) for index, item in enumerate(value)] if isinstance(value, (list, tuple)) else []
+
+
+def _rebuilt(value: object, items: Sequence[object]) -> object:
+    """A list, tuple or dict like ``value`` that holds ``items``."""
+    if isinstance(value, Mapping):
+        return type(value)(zip(value, items, strict=True))
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
 def map_leaves(kind: type | tuple[type, ...], function: Callable, value: object) -> object:
     """Apply ``function`` to each value of type ``kind`` in nested lists, tuples and dicts; other values pass through."""
     if isinstance(value, kind):
         return function(value)
-    if isinstance(value, Mapping):
-        return type(value)((key, map_leaves(kind, function, item)) for key, item in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_leaves(kind, function, item) for item in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(map_leaves(kind, function, item) for item in value)
+    if isinstance(value, (Mapping, list, tuple)):
+        return _rebuilt(value, [map_leaves(kind, function, item) for _, item in _items(value)])
     return value
+
+
+def leaves(kind: type | tuple[type, ...], value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Each value of type ``kind`` in nested lists, tuples and dicts, with the path that leads to it."""
+    if isinstance(value, kind):
+        yield path, value
+        return
+    for step, item in _items(value):
+        yield from leaves(kind, item, (*path, step))
 
 
 def trace(network: Network, images: Tensor, keep: Callable[[str, object], object] = lambda name, output: output) -> list[Call]:
@@ -113,7 +173,7 @@ def record(
 
     Args:
         images: (n_images, channels, height, width).
-        names: module names; ``logits`` stands for the model's own output.
+        names: names of layers (``Place``); ``logits`` stands for the model's own output.
         keep: what to hold of each output, given the layer's name. A copy by default: the module that follows may work in place.
 
     Raises:
@@ -123,15 +183,16 @@ def record(
     wanted = set(names)
     modules = _named_modules(network.model)
 
-    def hook_for(name):
+    def hook_for(name, place):
         def hook(module, args, output):
-            outputs[name] = keep(name, output)
+            outputs[name] = keep(name, place.read(output))
             if wanted <= outputs.keys():
                 raise _Reached
 
         return hook
 
-    hooks = [(modules[name], hook_for(name)) for name in wanted if name != LOGITS]
+    places = {name: Place.of(name) for name in wanted if name != LOGITS}
+    hooks = [(modules[place.module], hook_for(name, place)) for name, place in places.items()]
     with network.lock, torch.no_grad(), _hooked(hooks):
         try:
             logits = network.model(images)
@@ -151,14 +212,14 @@ def edited(network: Network, layer: str, edit: Callable[[Tensor], Tensor]) -> It
     Raises:
         LayerError: no forward pass inside the context reached the layer.
     """
-    fired = False
+    fired, place = False, Place.of(layer)
 
     def hook(module, args, output):
         nonlocal fired
         fired = True
-        return edit(output)
+        return place.write(output, edit(place.read(output)))
 
-    with network.lock, _hooked([(_named_modules(network.model)[layer], hook)]):
+    with network.lock, _hooked([(_named_modules(network.model)[place.module], hook)]):
         yield
     if not fired:
         raise LayerError(f"Layer {layer} was never called while it was to be silenced, so nothing was silenced.")
@@ -169,7 +230,8 @@ class _Stub:
     """A module that need not run between two cuts, and the shape of what it returns.
 
     ``outputs`` holds one structure per call before the cut: a ``_Placeholder`` for each tensor that depends on the images, whose first
-    axis is ``batch_factor * n_images``, and the tensor itself where it is a constant.
+    axis is ``batch_factor * n_images``, and the tensor itself where it is a constant. The module at the cut has a stub too where its
+    tensor is one of several: it stands for the others, with None in the place of the tensor that is given.
     """
 
     name: str
@@ -181,9 +243,7 @@ class _Stub:
 
     @staticmethod
     def _repeated(known: object, output: object, times: int) -> object:
-        leaves: list[object] = []
-        map_leaves((Tensor, _Placeholder), leaves.append, known)
-        of_images = (isinstance(leaf, _Placeholder) for leaf in leaves)
+        of_images = (isinstance(leaf, _Placeholder) for _, leaf in leaves((Tensor, _Placeholder), known))
         return map_leaves(Tensor, lambda tensor: torch.cat([tensor] * times) if next(of_images) else tensor, output)
 
 
@@ -200,24 +260,29 @@ class Segment:
     Runs the intact model while every module that finished before ``lower`` returns a stand-in (so it costs nothing), ``lower`` returns
     the tensor given, and the pass ends when ``upper`` has its output. Glue code between modules runs as the model's author wrote it,
     and gradients flow. ``needs_context`` tells that something besides ``lower`` leads into the segment (a branch around the cut);
-    then ``context(images)`` must be recorded for the same images and handed in.
+    then ``context(images)`` must be recorded for the same images and handed in. Where ``lower`` is one of several tensors that a module
+    returns, the others are such a branch.
 
     Raises:
-        LayerError: the segment cannot be replayed exactly (checked on ``samples`` when it is made).
+        LayerError: no path leads from ``lower`` to ``upper``, or the segment cannot be replayed exactly (checked on ``sample``).
     """
 
     def __init__(self, network: Network, lower: str, upper: str, sample: Tensor):
         """``sample``: (3, channels, height, width), any images; used to learn shapes and to prove that the replay is exact."""
         self.network, self.lower, self.upper = network, lower, upper
+        self._cut, self._end = Place.of(lower), Place.of(upper)
         self._modules = _named_modules(network.model)
         self._input_shape = tuple(sample.shape[1:])
         calls = self._described_calls(sample)
-        self._stubs = self._find_stubs(calls, self._single_call(calls, lower))
+        self._stubs = self._find_stubs(calls, self._call_at_the_cut(calls))
         self._own_memory = False  # stand-ins are views of one number, unless the network writes into them
         expected = record(network, sample[:3], [lower, upper])
         self.needs_context = self._looks_around_the_cut(expected[lower])
+        context = self.context(sample[:3]) if self.needs_context else None
         with torch.no_grad():
-            replayed = self(expected[lower], self.context(sample[:3]) if self.needs_context else None)
+            if not torch.isnan(self(torch.full_like(expected[lower], float("nan")), context)).any():
+                raise LayerError(f"No path leads from {lower} to {upper}, so nothing in {lower} can explain {upper}; choose other layers.")
+            replayed = self(expected[lower], context)
         scale = expected[upper].abs().max().clamp(min=1e-12)
         self.replay_error = float((replayed - expected[upper]).abs().max() / scale)
         if not self.replay_error < 1e-5:
@@ -236,12 +301,14 @@ class Segment:
             blind = self._run(lower_output, self._stand_ins(len(lower_output), float("nan"), lower_output))
         return bool(torch.isnan(blind).any())
 
-    def _single_call(self, calls: Sequence[Call], layer: str) -> Call:
-        found = [call for call in calls if call.name == layer]
+    def _call_at_the_cut(self, calls: Sequence[Call]) -> Call:
+        found = [call for call in calls if call.name == self._cut.module]
         if len(found) != 1:
-            raise LayerError(f"Layer {layer} is called {len(found)} times in one forward pass; a cut needs exactly one call.")
-        if not isinstance(found[0].output, _Placeholder):
-            raise LayerError(f"Layer {layer} returns a {type(found[0].output).__name__}, not one tensor; a cut needs one tensor.")
+            raise LayerError(f"Layer {self.lower} is called {len(found)} times in one forward pass; a cut needs exactly one call.")
+        tensors = dict(leaves(_Placeholder, found[0].output))
+        if self._cut.path not in tensors:
+            choices = ", ".join(Place(self._cut.module, path).name for path in tensors) or "none"
+            raise LayerError(f"Layer {self.lower} is not one tensor that depends on the images; such tensors of this module: {choices}.")
         return found[0]
 
     def _described_calls(self, sample: Tensor) -> list[Call]:
@@ -275,6 +342,8 @@ class Segment:
             if call.end < start_of_outer:
                 start_of_outer = call.start
                 outputs.setdefault(call.name, []).insert(0, call.output)
+        if self._cut.path:
+            outputs[cut.name] = [self._cut.write(cut.output, None)]
         return tuple(_Stub(name, tuple(values)) for name, values in outputs.items())
 
     def _stand_ins(self, n_images: int, fill: float, like: Tensor) -> dict[str, list[object]]:
@@ -295,7 +364,8 @@ class Segment:
         def copy(name: str, output: object) -> None:
             if calls_left.get(name):
                 calls_left[name] -= 1
-                recorded[name].append(map_leaves(Tensor, Tensor.clone, output))
+                others = self._cut.write(output, None) if name == self._cut.module else output
+                recorded[name].append(map_leaves(Tensor, Tensor.clone, others))
 
         trace(self.network, images, keep=copy)
         return recorded
@@ -316,12 +386,16 @@ class Segment:
         reached: list[Tensor] = []
 
         def stop(module, args, output):
-            reached.append(output)
+            reached.append(self._end.read(output))
             raise _Reached
 
-        replacements = [(self._modules[name], _answers(self._modules[name], outputs)) for name, outputs in context.items()]
-        replacements.append((self._modules[self.lower], lambda *args, **kwargs: lower_output.clone()))
-        hooks = [] if self.upper == LOGITS else [(self._modules[self.upper], stop)]
+        replacements = [
+            (self._modules[name], self._answers(name, outputs)) for name, outputs in context.items() if name != self._cut.module
+        ]
+        others = context[self._cut.module][0] if self._cut.path else None
+        injected = self._cut.write(self._own(others), lower_output.clone())
+        replacements.append((self._modules[self._cut.module], lambda *args, **kwargs: injected))
+        hooks = [] if self.upper == LOGITS else [(self._modules[self._end.module], stop)]
         parameter = next(self.network.model.parameters())
         blank = torch.zeros((), device=parameter.device, dtype=parameter.dtype).expand(len(lower_output), *self._input_shape)
         with self.network.lock, _replaced_forward(replacements), _hooked(hooks):
@@ -330,15 +404,90 @@ class Segment:
             except _Reached:
                 return reached[0]
 
+    def _answers(self, name: str, outputs: Sequence[object]) -> Callable:
+        """A forward that gives the outputs one after the other, then computes again (a module may be called after the cut too)."""
+        remaining, forward = iter(outputs), self._modules[name].forward
 
-def _answers(module: nn.Module, outputs: Sequence[object]) -> Callable:
-    """A forward that gives the outputs one after the other, then computes again (a module may be called after the cut too)."""
-    remaining, forward = iter(outputs), module.forward
+        def answer(*args, **kwargs):
+            try:
+                return self._own(next(remaining))
+            except StopIteration:
+                return forward(*args, **kwargs)
 
-    def answer(*args, **kwargs):
-        try:
-            return next(remaining)
-        except StopIteration:
-            return forward(*args, **kwargs)
+        return answer
 
-    return answer
+    def _own(self, output: object) -> object:
+        """The output in lists of its own, and in memory of its own where the network writes into what a module returned."""
+        return map_leaves(Tensor, Tensor.clone if self._own_memory else lambda tensor: tensor, output)
+
+
+@contextmanager
+def folded(network: Network, sample: Tensor, intact: Collection[str] = ()) -> Iterator[int]:
+    """Within the context each BatchNorm works inside the convolution before it: the same outputs in up to half the time.
+
+    A pair is folded where the normalisation alone takes what the convolution returns; both keep their names, and the convolution
+    returns the normalised output. Holds the network's lock; yields the number of pairs, 0 where folding would change the logits.
+
+    Args:
+        sample: (n_images, channels, height, width), any images, on which the logits are compared.
+        intact: modules that must return what they always do, e.g. convolutions whose neurons are analysed.
+    """
+    modules = _named_modules(network.model)
+    with network.lock, ExitStack() as undo:
+        with torch.no_grad(), ExitStack() as trial:
+            expected = network.model(sample)
+            pairs = [(modules[conv], modules[norm]) for conv, norm in _foldable(network, sample, intact)]
+            for conv, norm in pairs:
+                trial.enter_context(_folded_pair(conv, norm))
+            same = torch.allclose(network.model(sample), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+            if same:
+                undo.push(trial.pop_all())
+        yield len(pairs) if same else 0
+
+
+def _foldable(network: Network, sample: Tensor, intact: Collection[str]) -> list[tuple[str, str]]:
+    """Names of (convolution, normalisation) where each is called once and the one's output goes to the other alone."""
+    modules = _named_modules(network.model)
+    names = {module: name for name, module in modules.items()}
+    made_by: dict[int, list[str]] = {}  # modules that return a tensor, by the tensor's identity: a container returns its last child's
+    taken_by: dict[int, list[str]] = {}
+    held: list[object] = []  # a tensor freed early could lend its identity to the next
+
+    def enter(module, args):
+        for tensor in args:
+            taken_by.setdefault(id(tensor), []).append(names[module])
+
+    def leave(module, args, output):
+        if isinstance(output, Tensor):
+            held.append(output)
+            made_by.setdefault(id(output), []).append(names[module])
+
+    with torch.no_grad(), _hooked([(module, leave) for module in names], [(module, enter) for module in names]):
+        network.model(sample)
+    calls = Counter(name for makers in made_by.values() for name in makers)
+    pairs = []
+    for tensor, makers in made_by.items():
+        takers = taken_by.get(tensor, [])
+        if len(takers) != 1 or set(makers) & set(intact) or calls[makers[0]] != 1 or calls[takers[0]] != 1:
+            continue
+        conv, norm = modules[makers[0]], modules[takers[0]]
+        if type(conv) in (nn.Conv2d, Conv2dSame) and type(norm) in (nn.BatchNorm2d, BatchNormAct2d) and norm.track_running_stats:
+            pairs.append((makers[0], takers[0]))
+    return pairs
+
+
+@contextmanager
+def _folded_pair(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Iterator[None]:
+    """Let ``conv`` return what ``norm`` makes of it, and ``norm`` do only what comes after (BatchNormAct2d: its activation)."""
+    weight, bias = conv._parameters["weight"], conv._parameters["bias"]
+    folded_weight, folded_bias = fuse_conv_bn_weights(
+        weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )  # fmt: skip
+    after = (lambda output: norm.act(norm.drop(output))) if isinstance(norm, BatchNormAct2d) else (lambda output: output)
+    conv._parameters["weight"] = folded_weight.detach().requires_grad_(False)
+    conv._parameters["bias"] = folded_bias.detach().requires_grad_(False)
+    try:
+        with _replaced_forward([(norm, after)]):
+            yield
+    finally:
+        conv._parameters["weight"], conv._parameters["bias"] = weight, bias

@@ -95,3 +95,66 @@ class Chain(nn.Module):
         if self.fails:
             raise ArithmeticError("the model itself is broken")
         return self.head(features)
+
+
+class Fork(nn.Module):
+    """Returns a wide map that nobody needs later and, one level deeper, the map that the next module takes."""
+
+    def __init__(self, narrow: int, wide: int):
+        super().__init__()
+        self.side, self.on = nn.Conv2d(narrow, wide, 1), nn.Conv2d(narrow, narrow, 3)
+
+    def forward(self, x):
+        return self.side(x), [self.on(x).relu()]
+
+
+class Forks(nn.Module):
+    """stem -> fork -> fork -> head, with metadata of timm's kind that names its stages ``names``."""
+
+    def __init__(self, names: tuple[str, ...] = ("blocks.0", "blocks.1")):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.blocks, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.ModuleList((Fork(4, 8), Fork(4, 8))), nn.Linear(4, 2)
+        self.feature_info = [{"module": name, "num_chs": 8} for name in names]
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            _, (x,) = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class TwoStreams(nn.Module):
+    """A module that returns two maps, ``pair``; ``mix`` writes its answer into the list and the first map that it is given.
+
+    With ``keys`` the two come in a dict instead.
+    """
+
+    def __init__(self, keys: tuple[str, str] | None = None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.pair, self.mix, self.head = Pair(keys), Mix(keys), nn.Conv2d(3, 2, 3)
+
+    def forward(self, x):
+        return self.head(self.mix(self.pair(x))).mean((2, 3))
+
+
+class Pair(nn.Module):
+    def __init__(self, keys):
+        super().__init__()
+        self.left, self.right, self.keys = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), keys
+
+    def forward(self, x):
+        both = [self.left(x), self.right(x)]
+        return dict(zip(self.keys, both, strict=True)) if self.keys else both
+
+
+class Mix(nn.Module):
+    def __init__(self, keys):
+        super().__init__()
+        self.left, self.right = keys or (0, 1)
+
+    def forward(self, both):
+        both[self.left] += both[self.right].tanh()
+        both[self.right] = None
+        return both[self.left]

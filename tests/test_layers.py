@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from nets import Chain, images, network, timm_network
+from nets import Chain, Forks, images, network, timm_network
 from torch import nn
 
 from neurflow_engine.errors import LayerError
-from neurflow_engine.layers import channel_means, examine, pooled, silenced
+from neurflow_engine.layers import examine, pooled, silenced
 from neurflow_engine.records import LOGITS, Layer
 
 
@@ -57,19 +57,75 @@ class TestAnatomy:
         places = anatomy("convnext_atto").places
         assert [place for place in places if place.startswith("stages.0")] == ["stages.0.blocks.0", "stages.0.blocks.1", "stages.0"]
 
-    def test_a_module_without_one_tensor_per_call_is_unfit_and_says_why(self):
+    def test_a_module_without_one_tensor_per_call_is_unfit_and_says_why_and_where_the_tensors_are(self):
         class Model(Chain):
             def __init__(self):
                 super().__init__()
                 self.pair = nn.LSTM(5, 5, batch_first=True)
-                self.feature_info = [{"module": "cut", "num_chs": 5}]
+                self.feature_info = [{"module": "cut", "num_chs": 5}, {"module": "pair", "num_chs": 5}]
 
             def forward(self, x):
                 return self.head(self.pair(self.act(self.cut(self.act(self.first(x.flatten(1))))))[0])
 
         found = examine(network(Model()), (1, 2, 2))
-        assert found.unfit == {"act": "it is called 2 times in one forward pass", "pair": "its output is a tuple, not one tensor"}
-        assert found.stages == ("cut",)
+        assert found.unfit == {
+            "act": "it is called 2 times in one forward pass",
+            "pair": "its output is a tuple, not one tensor; name one of those it holds, pair[0], pair[1][0], pair[1][1]",
+            "pair[1][0]": "its output of shape (1, 5) has no image axis in front",
+            "pair[1][1]": "its output of shape (1, 5) has no image axis in front",
+        }
+        assert found.stages == ("cut", "pair[0]")
+        with pytest.raises(LayerError, match=r"Layer pair cannot be used: .*, pair\[0\].*; choose among cut, pair\[0\]\.$"):
+            found.chosen(("pair",), 1)
+
+    def test_a_network_that_nothing_can_be_cut_in_is_refused(self):
+        class Twice(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(4, 4)
+
+            def forward(self, x):
+                return self.layer(self.layer(x.flatten(1)))
+
+        with pytest.raises(LayerError, match="No layer of this model can be cut"):
+            examine(network(Twice()), (1, 2, 2))
+
+
+class TestSeveralTensors:
+    def test_a_stage_is_the_one_of_them_that_leads_on(self):
+        found = examine(network(Forks()), (3, 9, 9))
+        assert found.stages == ("blocks.0[1][0]", "blocks.1[1][0]")
+        assert found.layers["blocks.0[0]"] == Layer("blocks.0[0]", 8, 1, (8, 9, 9))
+        assert found.layers["blocks.0[1][0]"] == Layer("blocks.0[1][0]", 4, 1, (4, 7, 7))
+        assert found.places == ("blocks.0[0]", "blocks.0[1][0]", "blocks.1[0]", "blocks.1[1][0]")
+
+    def test_names_that_are_no_modules_stand_for_the_row_of_modules_that_is_most_alike(self):
+        assert examine(network(Forks(("block.0", "block.1"))), (3, 9, 9)).stages == ("blocks.0[1][0]", "blocks.1[1][0]")
+
+    def test_a_stage_that_is_never_called_itself_is_its_last_module(self):
+        assert examine(network(Forks(("stem", "blocks"))), (3, 9, 9)).stages == ("stem", "blocks.1[1][0]")
+
+    def test_without_usable_names_the_outermost_modules_that_keep_space_are_the_stages(self):
+        assert examine(network(Forks(("body", "neck"))), (3, 9, 9)).stages == ("stem", "blocks.0[1][0]", "blocks.1[1][0]")
+
+
+class TestChannelAxis:
+    """One convolution whose output is given in either order, at sizes at which one rule alone would be wrong."""
+
+    @pytest.mark.parametrize("last", [False, True])
+    @pytest.mark.parametrize(("size", "channels"), [((9, 9), 4), ((12, 6), 6), ((6, 12), 6)])
+    def test_is_the_one_beside_which_space_has_the_proportions_of_the_image(self, last, size, channels):
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.stem, self.order, self.head = nn.Conv2d(3, channels, 1), nn.Identity(), nn.Linear(channels, 2)
+
+            def forward(self, x):
+                x = self.order(self.stem(x).permute(0, 2, 3, 1) if last else self.stem(x))
+                return self.head(x.mean((1, 2) if last else (2, 3)))
+
+        layer = examine(network(Model()), (3, *size)).layers["order"]
+        assert (layer.channel_axis, layer.n_channels) == (3 if last else 1, channels)
 
 
 class TestChosen:
@@ -114,7 +170,6 @@ class TestPooled:
         output = torch.tensor([[[100.0, 200.0], [1.0, 2.0], [3.0, 4.0]]])
         layer = Layer("a", 2, 2, (3, 2), n_prefix_tokens=1)
         assert pooled(layer, output).tolist() == [[2.0, 3.0]]
-        assert channel_means(layer, output).tolist() == [[pytest.approx(104 / 3), pytest.approx(206 / 3)]]
 
     def test_of_logits_is_the_logits(self):
         output = torch.tensor([[1.0, 2.0]])

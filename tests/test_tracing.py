@@ -5,13 +5,13 @@ from contextlib import suppress
 
 import pytest
 import torch
-from nets import Chain, FromTheImage, SkipAround, images, network, timm_network
+from nets import Chain, Forks, FromTheImage, SkipAround, TwoStreams, images, network, timm_network
 from torch import nn
 
 from neurflow_engine.errors import LayerError
 from neurflow_engine.layers import examine, silenced
 from neurflow_engine.records import LOGITS
-from neurflow_engine.tracing import Segment, edited, record, trace
+from neurflow_engine.tracing import Place, Segment, edited, record, trace
 
 REAL = {
     "resnet10t": ("resnet10t", {"num_classes": 7}, 64, [("layer2", "layer3"), ("layer3.0.conv1", "layer4"), ("layer4", LOGITS)]),
@@ -159,6 +159,85 @@ class TestReplay:
         for handle in handles:
             handle.remove()
         assert names == ["first", "act", "cut", "act", "head"]  # all are called; those before the cut answer with stand-ins
+
+
+def streams_by_hand(model, inputs, left=None, right=None):
+    """The logits of ``TwoStreams`` with the given maps in place of those of ``pair``."""
+    left = model.pair.left(inputs) if left is None else left
+    right = model.pair.right(inputs) if right is None else right
+    return model.head(left + right.tanh()).mean((2, 3))
+
+
+class TestOneTensorOfSeveral:
+    """``pair[0]`` is a layer like any other; the second map that the module returns is a branch around the cut."""
+
+    @pytest.mark.parametrize(
+        ("name", "place"),
+        [
+            ("layer4", Place("layer4")),
+            ("stage3.1[2]", Place("stage3.1", ("2",))),
+            ("blocks.2[0][1]", Place("blocks.2", ("0", "1"))),
+            ("neck[high]", Place("neck", ("high",))),
+        ],
+    )
+    def test_a_name_says_where_it_lies(self, name, place):
+        assert Place.of(name) == place
+        assert place.name == name
+
+    @pytest.fixture(params=[None, ("low", "high")], ids=["list", "dict"])
+    def streams(self, request):
+        steps = request.param or ("0", "1")
+        return network(TwoStreams(request.param)), f"pair[{steps[0]}]", f"pair[{steps[1]}]"
+
+    def test_is_recorded_as_it_was_returned(self, streams):
+        net, left, right = streams
+        inputs = images(2, 8)
+        found = record(net, inputs, [left, right])
+        torch.testing.assert_close(found[left], net.model.pair.left(inputs))
+        torch.testing.assert_close(found[right], net.model.pair.right(inputs))
+
+    def test_is_silenced_alone(self, streams):
+        net, _, right = streams
+        inputs = images(2, 8)
+        intact = net.model(inputs)
+        with edited(net, right, torch.zeros_like):
+            found = net.model(inputs)
+        torch.testing.assert_close(found, streams_by_hand(net.model, inputs, right=torch.zeros(2, 3, 8, 8)))
+        assert not torch.allclose(found, intact)
+        assert torch.equal(net.model(inputs), intact)
+        assert_untouched(net)
+
+    def test_is_replayed_beside_the_others_as_often_as_wanted(self, streams):
+        net, left, right = streams
+        inputs = images(2, 8, seed=2)
+        given = torch.rand((2, 3, 8, 8))
+        for lower, by_hand in ((left, {"left": given}), (right, {"right": given})):
+            segment = Segment(net, lower, LOGITS, images(3, 8))
+            assert segment.needs_context
+            assert segment.replay_error < 1e-6
+            context = segment.context(inputs)
+            expected = streams_by_hand(net.model, inputs, **by_hand)
+            for _ in range(2):  # ``mix`` writes into the list and into the map: neither may be the recorded one
+                torch.testing.assert_close(segment(given, context), expected)
+            torch.testing.assert_close(segment.repeated(torch.cat([given, given]), context, 2), torch.cat([expected, expected]))
+        assert_untouched(net)
+
+    def test_is_the_upper_end_of_a_segment(self):
+        net = network(Forks())
+        inputs = images(2, 9, seed=2)
+        segment = Segment(net, "blocks.0[1][0]", "blocks.1[0]", images(3, 9))
+        assert not segment.needs_context
+        given = torch.rand((2, 4, 7, 7))
+        torch.testing.assert_close(segment(given), net.model.blocks[1].side(given))
+
+    def test_that_leads_nowhere_is_refused(self):
+        with pytest.raises(LayerError, match=r"No path leads from blocks\.0\[0\] to logits"):
+            Segment(network(Forks()), "blocks.0[0]", LOGITS, images(3, 9))
+
+    @pytest.mark.parametrize("name", ["blocks.0", "blocks.0[1]", "blocks.0[5]"])
+    def test_must_be_one_tensor(self, name):
+        with pytest.raises(LayerError, match=r"is not one tensor .*: blocks\.0\[0\], blocks\.0\[1\]\[0\]\.$"):
+            Segment(network(Forks()), name, LOGITS, images(3, 9))
 
 
 class TestRecord:
