@@ -153,6 +153,9 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
     method.add_argument("--min-groups", type=int, help="neuron groups of a layer, at least")
     method.add_argument("--max-groups", type=int, help="neuron groups of a layer, at most")
     method.add_argument("--seed", type=int)
+    method.add_argument("--precision", choices=("mixed", "float32"), help="mixed: gradients in bfloat16 where the processor has it")
+    method.add_argument("--memory-mb", type=int, help="RAM that the analysis may take, at most")
+    method.add_argument("--disk-mb", type=int, help="for outputs of layers kept between stages, at most")
 
 
 def _chosen(arguments: argparse.Namespace, names: Sequence[str]) -> dict:

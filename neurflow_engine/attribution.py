@@ -22,18 +22,14 @@ class Attribution:
     ``change`` is f(x) - f(0) of each pair and ``gap`` is |sum of attributions - change|, both (n_pairs,).
     """
 
-    channels: Tensor
-    change: Tensor
-    gap: Tensor
-
-    def rows(self, indices: Sequence[int]) -> "Attribution":
-        """The chosen pairs, in the order of ``indices``."""
-        return Attribution(self.channels[indices], self.change[indices], self.gap[indices])
+    channels: np.ndarray
+    change: np.ndarray
+    gap: np.ndarray
 
     @property
     def relative_gap(self) -> float:
         """Sum of gaps over sum of |change|: 0 means that the attributions add up (completeness axiom)."""
-        return float(self.gap.sum() / self.change.abs().sum().clamp(min=1e-12))
+        return float(self.gap.sum() / max(np.abs(self.change).sum(), 1e-12))
 
 
 def gauss_legendre(n_nodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +41,7 @@ def gauss_legendre(n_nodes: int) -> tuple[np.ndarray, np.ndarray]:
 def path_nodes(n_nodes: int, power: int) -> tuple[np.ndarray, np.ndarray]:
     """Where on the path from the baseline (0) to the input (1) gradients are taken, and their weights: both (n_nodes,).
 
-    Gauss-Legendre nodes t of the integral over a = t^p, da = p t^(p-1) dt. With power 2 they lie closer near the baseline, where
+    Gauss-Legendre nodes t of the integral over a = t^p, da = p t^(p-1) dt. With a larger power they lie closer near the baseline, where
     networks with LayerNorm change fastest; with power 1, even nodes suit networks that are linear in pieces.
     """
     nodes, weights = gauss_legendre(n_nodes)
@@ -72,48 +68,61 @@ def integrated_gradients(
     channel_axis: int,
     n_nodes: int,
     power: int = 1,
+    max_copies: int = 1 << 30,
+    mixed: bool = False,
+    ends: tuple[Tensor, Tensor] | None = None,
 ) -> Attribution:
     """Integrated gradients from the zero baseline (Sundararajan et al. 2017, eq. 1), x * integral of df/dx(a x) over a in [0, 1].
 
     Args:
         function: maps (n, ...) to (n, n_outputs), sample by sample (no sample may influence another).
-            It is called with ``n_nodes * n_samples`` scaled copies, node by node.
+            It is called with whole multiples of the samples: their scaled copies, node by node.
         inputs: (n_samples, ...) with channels along ``channel_axis``.
         wanted: for each sample the outputs to explain.
         channel_axis: axis of the channels in ``inputs``, counted with the sample axis in front.
         n_nodes, power: the quadrature rule, see ``path_nodes``.
+        max_copies: scaled copies in one call of the function, at most, as far as one node of all samples allows.
+        mixed: gradients in bfloat16 where the operators have it; f(x) - f(0) stays in float32.
+        ends: f(x) and f(0), (n_samples, n_outputs) each, where they are known already.
 
     Returns:
         One row per (sample, output) pair, samples in order and outputs in the order of ``wanted``.
     """
     n_samples, n_channels = len(inputs), inputs.shape[channel_axis]
-    first_row = np.concatenate([[0], np.cumsum([len(outputs) for outputs in wanted])])
+    first_row = np.concatenate([[0], np.cumsum([len(outputs) for outputs in wanted])]).astype(int)
     channels = inputs.new_zeros((first_row[-1], n_channels))
     totals, change = inputs.new_zeros(first_row[-1]), inputs.new_zeros(first_row[-1])
-
-    nodes, weights = (torch.as_tensor(values, dtype=inputs.dtype, device=inputs.device) for values in path_nodes(n_nodes, power))
-    shape = (n_nodes, *(1 for _ in range(inputs.ndim)))
-    scaled = (nodes.view(shape) * inputs).flatten(0, 1).requires_grad_(True)
-    with torch.enable_grad():
-        outputs = function(scaled)
-    outputs = outputs.view(n_nodes, n_samples, -1)
-    rounds = max((len(columns) for columns in wanted), default=0)
-    for number in range(rounds):
+    rounds = []  # the number-th output of every sample that has so many: one backward pass for all of them
+    for number in range(max((len(columns) for columns in wanted), default=0)):
         samples = [sample for sample, columns in enumerate(wanted) if number < len(columns)]
-        columns = [wanted[sample][number] for sample in samples]
-        rows = torch.as_tensor(first_row[samples] + number, device=inputs.device)
-        (gradient,) = torch.autograd.grad(outputs[:, samples, columns].sum(), scaled, retain_graph=number < rounds - 1)
-        mean_gradient = (weights.view(shape) * gradient.view(n_nodes, *inputs.shape)[:, samples]).sum(0)
-        attribution = (mean_gradient * inputs[samples]).movedim(channel_axis, 1).flatten(2)
-        channels[rows] = attribution.mean(2)
-        totals[rows] = attribution.sum((1, 2))
+        rounds.append((samples, [wanted[sample][number] for sample in samples], first_row[samples] + number))
+
+    nodes, weights = path_nodes(n_nodes, power)
+    at_once = max(1, max_copies // n_samples)
+    for start in range(0, n_nodes, at_once):
+        own_nodes, own_weights = nodes[start : start + at_once], weights[start : start + at_once]
+        scaled = torch.cat([inputs * float(node) for node in own_nodes]).requires_grad_(True)
+        with torch.enable_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=mixed):
+            outputs = function(scaled)
+        outputs = outputs.view(len(own_nodes), n_samples, -1)
+        for number, (samples, columns, rows) in enumerate(rounds, start=1):
+            chosen = outputs[:, samples, columns].sum()
+            (gradient,) = torch.autograd.grad(chosen, scaled, retain_graph=number < len(rounds))
+            attribution = (_weighted_sum(gradient, own_weights, n_samples) * inputs).movedim(channel_axis, 1).flatten(2)[samples]
+            channels[rows] += attribution.mean(2)
+            totals[rows] += attribution.sum((1, 2))
     with torch.no_grad():
-        ends = function(torch.cat([inputs, torch.zeros_like(inputs)])).view(2, n_samples, -1)
+        at_input, at_baseline = ends or function(torch.cat([inputs, torch.zeros_like(inputs)])).split(n_samples)
         for sample, columns in enumerate(wanted):
-            change[first_row[sample] : first_row[sample + 1]] = (ends[0] - ends[1])[sample, list(columns)]
-    return Attribution(channels, change, (totals - change).abs())
+            change[first_row[sample] : first_row[sample + 1]] = (at_input - at_baseline)[sample, list(columns)]
+    gap = (totals - change).abs()
+    return Attribution(*(values.float().cpu().numpy() for values in (channels, change, gap)))
 
 
-def joined(parts: Sequence[Attribution]) -> Attribution:
-    """Attributions of several batches as one."""
-    return Attribution(*(torch.cat([getattr(part, name) for part in parts]) for name in ("channels", "change", "gap")))
+def _weighted_sum(gradient: Tensor, weights: np.ndarray, n_samples: int) -> Tensor:
+    """Sum over nodes of weight times gradient, (n_nodes * n_samples, ...) to (n_samples, ...); node by node, as that stays in caches."""
+    parts = gradient.split(n_samples)
+    total = parts[0] * float(weights[0])
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total.add_(part, alpha=float(weight))
+    return total

@@ -61,6 +61,9 @@ class AnalysisConfig(_Config):
     max_groups: int = Field(default=12, ge=2)  # neuron groups of a layer, at most
     completeness: float = Field(default=0.05, gt=0)  # gap of the attribution up to which no more nodes are spent
     seed: int = Field(default=0, ge=0)
+    precision: Literal["mixed", "float32"] = "mixed"  # mixed: gradients in bfloat16 where the processor has it and float32 agrees
+    memory_mb: int = Field(default=3000, ge=256)  # of RAM that an analysis may take, at most: how large its batches are, not what it finds
+    disk_mb: int = Field(default=8000, ge=0)  # for outputs of layers kept between stages, at most; what is not kept is computed again
     device: str = "auto"  # auto, cpu, cuda, cuda:N, mps: where, not what
     workers: int = Field(default=0, ge=0)  # processes decoding images: how fast, not what
 

@@ -23,6 +23,16 @@ def core_neurons(attributions: np.ndarray, tau: int) -> tuple[int, ...]:
     return tuple(int(index) for index in strongest if scores[index] > 0)
 
 
+def is_close_call(attributions: np.ndarray, tau: int, tolerance: float) -> bool:
+    """Whether the weakest core neuron and the strongest that is none differ by less than ``tolerance`` of the former.
+
+    Args:
+        attributions: (n_patches of V_a, n_channels), as for ``core_neurons``.
+    """
+    scores = np.sort(np.abs(attributions).mean(0))[::-1]
+    return len(scores) > tau and bool(scores[tau - 1] - scores[tau] < tolerance * scores[tau - 1])
+
+
 def core_weights(attributions: np.ndarray, core: Sequence[int]) -> tuple[float, ...]:
     """How much each core neuron drives a semantic group, -1..1; absolute values sum to 1 (or are all 0 without attribution).
 

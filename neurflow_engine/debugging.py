@@ -186,7 +186,7 @@ class Debugger:
 
     def mean_activations(self, layer: str) -> np.ndarray:
         """Mean activation of each neuron over the patches of the run, (n_channels,)."""
-        return self.run.activations(layer).mean()
+        return np.asarray(self.run.activations(layer)).mean(0)
 
     def _patches(self, n_images: int) -> tuple[Patch, ...]:
         return cut_patches(n_images, self.classifier.preprocessing.input_size, self.run.manifest["configuration"]["granularities"])

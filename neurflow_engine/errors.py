@@ -35,6 +35,10 @@ class WorkspaceError(InputError):
     """The workspace cannot be read or written (missing, read-only, full)."""
 
 
+class MemoryLimitError(NeurflowError):
+    """Not even the smallest piece of work fits into memory."""
+
+
 class LabelConflictError(NeurflowError):
     """A label was changed by somebody else since it was read; both texts are in the message."""
 

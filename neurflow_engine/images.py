@@ -109,6 +109,7 @@ class ImageBatches:
     preprocessing: "Preprocessing"
     batch_size: int = 32
     workers: int = 0
+    start: int = 0  # position in ``paths`` from which to go on
     skipped: list[SkippedFile] = field(default_factory=list, init=False)
 
     def __iter__(self) -> Iterator[tuple[list[int], "Tensor"]]:
@@ -118,6 +119,7 @@ class ImageBatches:
         self.skipped.clear()
         loader = DataLoader(
             _Files(Path(self.root), tuple(self.paths), self.preprocessing.transform(), self.preprocessing.in_chans),
+            sampler=range(self.start, len(self.paths)),
             batch_size=self.batch_size,
             num_workers=self.workers,
             collate_fn=_stacked,

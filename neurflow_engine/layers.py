@@ -122,7 +122,7 @@ def _described_stages(model: nn.Module) -> dict[str, frozenset[int]]:
 
 
 def _existing(name: str, described: Sequence[str], modules: dict[str, nn.Module]) -> str:
-    """``name``, or where it is no module, ``block.2``: the same place of the row of as many modules whose name is most alike, ``blocks.2``."""
+    """``name``; where it is no module, as ``block.2``, the same place in the row of as many modules most alike in name, ``blocks``."""
     row, _, number = name.rpartition(".")
     if name in modules or not number.isdigit():
         return name
@@ -202,9 +202,9 @@ def _one_of_each(network: Network, image: Tensor, modules: dict[str, frozenset[i
     for names, channels in sorted(choices, key=lambda choice: order.index(choice[0][-1]), reverse=True):
 
         def rank(name: str, channels=channels) -> tuple:
-            return layers[name].n_channels in channels, len(layers[name].shape), layers[name].n_channels
+            return layers[name].n_channels in channels, len(layers[name].shape), layers[name].n_channels, order.index(name)
 
-        ranked = sorted(reversed(names), key=rank, reverse=True)
+        ranked = sorted(names, key=rank, reverse=True)
         best = next((name for name in ranked if len(ranked) == 1 or _leads(network, image, name, upper)), None)
         if best:
             found.add(best)

@@ -6,12 +6,14 @@ found instead of computed. The result depends on the configuration, the weights 
 
 import hashlib
 import json
+import math
 import platform
 import re
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,27 +22,30 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor
 
-from neurflow_engine.activations import in_batches, patch_inputs, pooled_activations
-from neurflow_engine.attribution import Attribution, integrated_gradients, joined, quadrature_rule
+from neurflow_engine.activations import ProbePatches, forward_capacity, survey
+from neurflow_engine.attribution import Attribution
+from neurflow_engine.batching import budget, in_batches
 from neurflow_engine.concepts import SEMANTIC_GROUPS, clustered, concept
 from neurflow_engine.config import AnalysisConfig, ModelConfig
-from neurflow_engine.core_neurons import core_neurons, core_weights
+from neurflow_engine.core_neurons import core_neurons, core_weights, is_close_call
 from neurflow_engine.errors import DataError, LayerError, RunError
 from neurflow_engine.evaluation import data_manifest, evaluate, model_manifest
 from neurflow_engine.groups import edges_between, logit_group, neuron_groups, ranked
-from neurflow_engine.images import ImageBatches, crop_patches, cut_patches, match_classes, scan
-from neurflow_engine.layers import Anatomy, examine, pooled
+from neurflow_engine.images import ImageBatches, cut_patches, match_classes, scan
+from neurflow_engine.layer_step import Attributions, LayerStep, Pairs, native_bfloat16
+from neurflow_engine.layers import Anatomy, examine
 from neurflow_engine.models import Classifier, load_classifier
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, Edge, ImageSet, Layer, Neuron, NeuronGroup, ProbeImage, SemanticGroup
+from neurflow_engine.rows import Rows
 from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Run, Workspace, now, writing
-from neurflow_engine.tracing import Segment, record
+from neurflow_engine.tracing import folded
 
-METHOD = 1  # raised when the same configuration would give another circuit than before
-_ATTRIBUTION_BATCH = 64  # scaled copies of patches in one forward pass of a segment
-_TRIAL_PATCHES = 8  # on which the quadrature rule of a layer step is chosen
+METHOD = 2  # raised when the same configuration would give another circuit than before
+_IMAGES = 4  # probe images decoded at once; their patches go through the network together
+_COLUMNS = 128  # neurons whose activations on all patches are looked at together
+_BFLOAT16 = 2**-7  # relative difference up to which bfloat16 (8 bits of precision) may confuse two sums
 _THUMBNAIL = 96  # pixels, longer side
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
 
@@ -77,7 +82,8 @@ def analyze(config: AnalysisConfig, workspace: Workspace, out: Path | None = Non
     classifier = subject.classifier
     target = classifier.class_index(config.target)
     layers = subject.anatomy.chosen(config.layers, config.depth)
-    fingerprint = _fingerprint(config, subject, target, layers)
+    mixed = config.precision == "mixed" and native_bfloat16(classifier.device)
+    fingerprint = _fingerprint(config, subject, target, layers, mixed)
     run_id = f"{_slug(classifier.class_names[target])}-{fingerprint[:10]}"
     folder = Path(out).absolute() if out else workspace.run_folder(run_id)
     if _is_finished(folder, fingerprint):
@@ -86,8 +92,8 @@ def analyze(config: AnalysisConfig, workspace: Workspace, out: Path | None = Non
     probe = probe_images(evaluation, target, config.max_images, config.seed)
     with workspace.draft(folder, fingerprint) as draft:
         if not _is_finished(folder, fingerprint):
-            analysis = _Analysis(config, subject, target, layers, probe, draft, progress)
-            analysis.run()
+            analysis = _Analysis(config, subject, target, layers, probe, mixed, draft, progress)
+            analysis.run(_known_activations(workspace, analysis.survey_key, layers))
             draft.publish(_manifest(config, subject, evaluation, analysis, run_id, fingerprint))
     return Run(folder)
 
@@ -111,30 +117,48 @@ def probe_images(evaluation: Evaluation, target: int, max_images: int, seed: int
 
 
 class _Analysis:
-    """The stages of one run, top down; every stage is skipped when the draft has it already."""
+    """The stages of one run, top down; every stage is skipped when the draft has it already, and goes on where it was interrupted."""
 
-    def __init__(self, config, subject: Subject, target: int, layers: Sequence[Layer], probe: Sequence[ProbeImage], draft: Draft, progress):
+    def __init__(
+        self,
+        config: AnalysisConfig,
+        subject: Subject,
+        target: int,
+        layers: Sequence[Layer],
+        probe: Sequence[ProbeImage],
+        mixed: bool,
+        draft: Draft,
+        progress: Progress,
+    ):
         self.config, self.target, self.layers, self.probe, self.draft, self.progress = config, target, layers, probe, draft, progress
         self.classifier = subject.classifier
         self.root = subject.image_set.root
-        self.patches = cut_patches(len(probe), self.classifier.preprocessing.input_size, config.granularities)
+        self.mixed = mixed
+        parts = [METHOD, self.classifier.fingerprint, subject.image_set.fingerprint, [image.path for image in probe], config.granularities]
+        self.survey_key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        self.room = budget(self.classifier.device, config.memory_mb)
+        patches = cut_patches(len(probe), self.classifier.preprocessing.input_size, config.granularities)
+        channels, size = self.classifier.preprocessing.in_chans, self.classifier.preprocessing.input_size
+        self.patches = ProbePatches(self.classifier, draft.rows(f"{Draft.WORK}/images", (len(probe), channels, *size)), patches)
         self.groups: tuple[NeuronGroup, ...] = ()
-        self._images: Tensor | None = None
 
-    def run(self) -> None:
-        self.stage("activations", len(self.patches), self.activations)
-        to_explain = (self.target,)
-        for upper, lower in zip(self.layers, (*self.layers[1:], None), strict=True):
-            self.stage(
-                upper.name, None, lambda tick, upper=upper, lower=lower, indices=to_explain: self.explain(tick, upper, lower, indices)
-            )
-            neurons = self.draft.load_records(f"work/{upper.name}", Neuron)
-            to_explain = tuple(sorted({index for neuron in neurons for index in neuron.core}))
-            if lower and not to_explain:
-                raise LayerError(
-                    f"No neuron of {lower.name} has any effect on the chosen neurons of {upper.name} (all attributions are 0), so the "
-                    f"circuit ends there; choose other layers."
-                )
+    def run(self, known: Mapping[str, Path]) -> None:
+        """``known``: activations of layers that another run found on the same patches, by layer."""
+        channels, size = self.classifier.preprocessing.in_chans, self.classifier.preprocessing.input_size
+        sample = torch.randn((2, channels, *size), generator=torch.Generator().manual_seed(0)).to(self.classifier.device)
+        with folded(self.classifier, sample, intact=[layer.name for layer in self.layers]):
+            self.stage("activations", len(self.patches), lambda tick: self.activations(tick, known))
+            to_explain = (self.target,)
+            for upper, lower in zip(self.layers, (*self.layers[1:], None), strict=True):
+                explain = lambda tick, upper=upper, lower=lower, indices=to_explain: self.explain(tick, upper, lower, indices)  # noqa: E731
+                self.stage(upper.name, None, explain)
+                neurons = self.draft.load_records(f"work/{upper.name}", Neuron)
+                to_explain = tuple(sorted({index for neuron in neurons for index in neuron.core}))
+                if lower and not to_explain:
+                    raise LayerError(
+                        f"No neuron of {lower.name} has any effect on the chosen neurons of {upper.name} (all attributions are 0), so the "
+                        f"circuit ends there; choose other layers."
+                    )
         self.stage("circuit", len(self.layers), self.circuit)
         self.stage("thumbnails", None, self.thumbnails)
         self.groups = self.draft.load_records("groups", NeuronGroup)
@@ -147,71 +171,96 @@ class _Analysis:
             work(tick)
         self.draft.finished(name, time.monotonic() - began)
 
-    @property
-    def images(self) -> Tensor:
-        """The probe images, preprocessed: (n_images, channels, height, width); read once, when a stage needs them."""
-        if self._images is None:
-            batches = ImageBatches(
-                self.root, [image.path for image in self.probe], self.classifier.preprocessing, workers=self.config.workers
-            )
-            self._images = torch.cat([images for _, images in batches])
-            if batches.skipped:
-                raise DataError(
-                    f"Image {batches.skipped[0].path} {batches.skipped[0].reason}, though it was evaluated before; start again."
-                )
-        return self._images
+    def activations(self, tick, known: Mapping[str, Path]) -> None:
+        """Pooled activations of all layers on all patches, and the layers' whole outputs as far as the disk may hold them."""
+        pooled_rows = {}
+        for layer in self.layers:
+            if layer.name in known:
+                self.draft.adopt(f"activations/{layer.name}", known[layer.name])
+            else:
+                pooled_rows[layer] = self.draft.rows(f"activations/{layer.name}", (len(self.patches), layer.n_channels))
+        kept = self.kept_maps() if pooled_rows else []
+        maps = {layer: self.draft.rows(f"work/map-{layer.name}", (len(self.patches), *layer.shape)) for layer in kept}
+        batches = ImageBatches(
+            self.root,
+            [image.path for image in self.probe],
+            self.classifier.preprocessing,
+            batch_size=_IMAGES,
+            workers=self.config.workers,
+            start=self.draft.noted("activations"),
+        )
+        capacity = forward_capacity(self.classifier, self.room)
+        of_images = self.patches.of_images()
+        tick.advance(sum(len(ids) for ids in of_images[: batches.start]))
+        for indices, images in batches:
+            self.patches.images.write(indices, images.numpy())
+            if pooled_rows:
+                ids = [patch for image in indices for patch in of_images[image]]
+                survey(self.patches, ids, pooled_rows, maps, capacity, tick)
+            self.draft.note("activations", indices[-1] + 1)
+        if batches.skipped:
+            raise DataError(f"Image {batches.skipped[0].path} {batches.skipped[0].reason}, though it was evaluated before; start again.")
 
-    def activations(self, tick) -> None:
-        for name, array in pooled_activations(self.classifier, self.images, self.patches, self.layers, tick).items():
-            self.draft.save_array(f"activations/{name}", array)
+    def kept_maps(self) -> list[Layer]:
+        """Layers whose whole outputs are kept until gradients start from them: deepest first, as many as the disk has room for."""
+        if self.draft.noted("activations"):  # the first patches are done: what was not kept then is not whole
+            return [layer for layer in self.layers[1:] if self.draft.holds(f"work/map-{layer.name}")]
+        room = min(self.config.disk_mb << 20, shutil.disk_usage(self.draft.folder).free // 2)
+        kept = []
+        for layer in self.layers[1:]:
+            room -= len(self.patches) * math.prod(layer.shape) * 4
+            if room < 0:
+                break
+            kept.append(layer)
+        return kept
 
     def explain(self, tick, upper: Layer, lower: Layer | None, indices: Sequence[int]) -> None:
         """Concepts, core neurons and semantic groups of the neurons ``indices`` of layer ``upper``."""
-        activations = self.draft.load_array(f"activations/{upper.name}")
-        concepts = {index: concept(activations[:, index], self.config.top_k) for index in indices}
+        activations = self.draft.open_rows(f"activations/{upper.name}")
         # The shallowest layer has nothing below it: its concepts are divided by the layer's own vectors.
-        vectors = self.draft.load_array(f"activations/{(lower or upper).name}")
-        attributions = self.attribute(tick, upper, lower, concepts) if lower else {}
+        vectors = self.draft.open_rows(f"activations/{(lower or upper).name}")
+        concepts: dict[int, tuple[int, ...]] = {}
+        strength: dict[int, np.ndarray] = {}  # of each neuron on its concept
+        for some in in_batches(indices, _COLUMNS):
+            for index, column in zip(some, activations.columns(some).T, strict=True):
+                concepts[index] = concept(column, self.config.top_k)
+                strength[index] = column[list(concepts[index])]
+        attributions = self.attribute(tick, upper, lower, concepts, activations) if lower else None
         neurons, representations = [], []
         for index, patches in concepts.items():
-            neuron, own = explained(upper.name, index, patches, activations[:, index], vectors, attributions.get(index), self.config.tau)
+            own = attributions.of(index, patches) if attributions else None
+            neuron, means = explained(upper.name, index, patches, strength[index], vectors.read(patches), own, self.config.tau)
             neurons.append(neuron)
-            representations += own
+            representations += means
         self.draft.save_records(f"work/{upper.name}", neurons)
         self.draft.save_array(f"work/{upper.name}", np.stack(representations))
 
-    def attribute(self, tick, upper: Layer, lower: Layer, concepts: dict[int, tuple[int, ...]]) -> dict[int, Attribution]:
-        """Integrated gradients of each neuron on its concept, patches in the order of the concept.
+    def attribute(self, tick, upper: Layer, lower: Layer, concepts: Mapping[int, Sequence[int]], activations: Rows) -> Attributions:
+        """Integrated gradients of each neuron on its concept: in bfloat16 where that is faster, then again in float32 wherever the last
+        core neuron and the first that is none are so close that bfloat16 could confuse them."""
+        maps = self.draft.open_rows(f"work/map-{lower.name}") if self.draft.holds(f"work/map-{lower.name}") else None
+        step = LayerStep(self.patches, upper, lower, activations, maps, self.room)
+        pairs = Pairs.of(concepts)
+        table = Attributions(pairs, self.draft.rows(f"work/attributions-{upper.name}", Attributions.shape(pairs, lower.n_channels)))
+        tick.total = len(pairs.row_of)
+        rule = step.rule(pairs, self.config.completeness, self.mixed)
+        self.fill(tick, upper.name, step, table, pairs, rule, self.mixed)
+        if self.mixed:
+            close = [index for index, own in concepts.items() if is_close_call(table.of(index, own).channels, self.config.tau, _BFLOAT16)]
+            again = Pairs.of({index: concepts[index] for index in close})
+            tick.total += len(again.row_of)
+            self.fill(tick, f"{upper.name} again", step, table, again, rule, False)
+        return table
 
-        Each patch goes through the segment once for all neurons whose concept holds it; patches wanted by equally many go together.
-        """
-        sample = [self.patches[number % len(self.patches)] for number in range(3)]
-        segment = Segment(self.classifier, lower.name, upper.name, patch_inputs(self.classifier, self.images, sample))
-        wanted: dict[int, list[int]] = {}
-        for index, patches in concepts.items():
-            for patch in patches:
-                wanted.setdefault(patch, []).append(index)
-        order = sorted(wanted, key=lambda patch: (-len(wanted[patch]), patch))
-        tick.total = sum(map(len, wanted.values()))
-
-        def attributed(batch: Sequence[int], n_nodes: int, power: int) -> Attribution:
-            inputs = patch_inputs(self.classifier, self.images, [self.patches[patch] for patch in batch])
-            at_cut = record(self.classifier, inputs, [lower.name])[lower.name]
-            context = segment.context(inputs) if segment.needs_context else None
-            return integrated_gradients(
-                lambda scaled: pooled(upper, segment.repeated(scaled, context, len(scaled) // len(batch))),
-                at_cut, [wanted[patch] for patch in batch], lower.channel_axis, n_nodes, power,
-            )  # fmt: skip
-
-        trial = order[:: max(1, len(order) // _TRIAL_PATCHES)][:_TRIAL_PATCHES]
-        rule = quadrature_rule(lambda *rule: attributed(trial, *rule).relative_gap, self.config.completeness)
-        parts = []
-        for batch in in_batches(order, max(1, _ATTRIBUTION_BATCH // rule[0])):
-            parts.append(attributed(batch, *rule))
-            tick.advance(sum(len(wanted[patch]) for patch in batch))
-        everything = joined(parts)
-        row_of = {pair: row for row, pair in enumerate((patch, index) for patch in order for index in wanted[patch])}
-        return {index: everything.rows([row_of[patch, index] for patch in patches]) for index, patches in concepts.items()}
+    def fill(self, tick, note: str, step: LayerStep, table: Attributions, pairs: Pairs, rule: tuple[int, int], mixed: bool) -> None:
+        """Write the attributions of ``pairs`` into the table, from the patch on at which an interrupted analysis stopped."""
+        done = self.draft.noted(note)
+        tick.advance(pairs.count(pairs.patches[:done]))
+        for batch, found in step.attributions(pairs, pairs.patches[done:], rule, mixed):
+            table.write(pairs, batch, found)
+            done += len(batch)
+            self.draft.note(note, done)
+            tick.advance(pairs.count(batch))
 
     def circuit(self, tick) -> None:
         """Groups of all layers, numbered by their importance for the layer above, and the edges between them."""
@@ -235,7 +284,7 @@ class _Analysis:
             tick.advance()
         for name, records in (
             ("images", self.probe),
-            ("patches", self.patches),
+            ("patches", self.patches.patches),
             ("neurons", neurons),
             ("groups", groups),
             ("edges", edges),
@@ -251,11 +300,12 @@ class _Analysis:
         size = (_THUMBNAIL * height // max(height, width), _THUMBNAIL * width // max(height, width))
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            for number, image in enumerate(self.images):
+            for number in range(len(self.probe)):
+                image = torch.from_numpy(self.patches.images.read([number]))[0]
                 Image.fromarray(to_pixels(image)).save(folder / f"image-{number}.jpg", quality=90)
                 tick.advance()
             for patch in shown:
-                pixels = to_pixels(crop_patches(self.images, [self.patches[patch]], size)[0])
+                pixels = to_pixels(self.patches.cropped([patch], size)[0])
                 Image.fromarray(pixels).save(folder / f"patch-{patch}.jpg", quality=88)
                 tick.advance()
 
@@ -264,7 +314,7 @@ def explained(
     layer: str,
     index: int,
     patches: tuple[int, ...],
-    activation: np.ndarray,
+    strength: np.ndarray,
     vectors: np.ndarray,
     attribution: Attribution | None,
     tau: int,
@@ -273,12 +323,12 @@ def explained(
 
     Args:
         patches: the concept of the neuron.
-        activation: (n_patches,) of the neuron on all patches.
-        vectors: (n_patches, n_features), pooled activations of the next lower layer, by which the concept is divided.
+        strength: (n_patches of the concept,), activation of the neuron.
+        vectors: (n_patches of the concept, n_features), pooled activations of the next lower layer, by which the concept is divided.
         attribution: one row per patch of the concept; None in the shallowest layer.
     """
-    clustering = clustered(vectors[list(patches)], SEMANTIC_GROUPS)
-    channels = attribution.channels.cpu().numpy() if attribution else None
+    clustering = clustered(vectors, SEMANTIC_GROUPS)
+    channels = attribution.channels if attribution else None
     core = core_neurons(channels, tau) if attribution else ()
     semantic_groups, representations = [], []
     for number in range(clustering.n_clusters):
@@ -290,16 +340,26 @@ def explained(
                 layer=layer,
                 neuron=index,
                 patches=own,
-                mean_activation=float(activation[list(own)].mean()),
+                mean_activation=float(strength[rows].mean()),
                 weights=core_weights(channels[rows], core) if attribution else (),
             )
         )
-        representations.append(vectors[list(own)].mean(0))
+        representations.append(vectors[rows].mean(0))
     gap = attribution.relative_gap if attribution else None
     return Neuron(layer, index, patches, core, tuple(semantic_groups), clustering.silhouette, gap), representations
 
 
-def _fingerprint(config: AnalysisConfig, subject: Subject, target: int, layers: Sequence[Layer]) -> str:
+def _known_activations(workspace: Workspace, survey_key: str, layers: Sequence[Layer]) -> dict[str, Path]:
+    """Activations that a finished run found on the same patches of the same images, by layer: they need not be computed again."""
+    found: dict[str, Path] = {}
+    for summary in workspace.runs():
+        run = Run(summary.folder)
+        if run.manifest.get("survey") == survey_key:
+            found |= {layer.name: run.activations_file(layer.name) for layer in layers if layer.name in run.layers}
+    return {name: path for name, path in found.items() if path.is_file()}
+
+
+def _fingerprint(config: AnalysisConfig, subject: Subject, target: int, layers: Sequence[Layer], mixed: bool) -> str:
     settings = config.model_dump(
         include={"tau", "top_k", "max_images", "granularities", "min_groups", "max_groups", "completeness", "seed"}
     )
@@ -312,6 +372,7 @@ def _fingerprint(config: AnalysisConfig, subject: Subject, target: int, layers: 
         target,
         [layer.name for layer in layers],
         settings,
+        mixed,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -347,12 +408,14 @@ def _manifest(config: AnalysisConfig, subject: Subject, evaluation: Evaluation, 
         "model": model_manifest(classifier),
         "data": data_manifest(subject.image_set, len(evaluation.predictions), skipped),
         "evaluation": evaluation.id,
+        "survey": analysis.survey_key,
         "target": {"index": analysis.target, "name": classifier.class_names[analysis.target]},
         "layers": [asdict(layer) for layer in analysis.layers],
         "configuration": config.model_dump(mode="json", exclude={"model"}),
         "seeds": {"probe_images": config.seed},
         "packages": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "device": str(classifier.device),
+        "precision": "bfloat16 gradients, float32 decisions" if analysis.mixed else "float32",
         "n_probe_images": len(analysis.probe),
         "n_groups": len(analysis.groups),
         "seconds": analysis.draft.seconds,

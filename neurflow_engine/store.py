@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -25,11 +26,13 @@ from pydantic import TypeAdapter
 
 from neurflow_engine.errors import InputError, RunError, WorkspaceError, near_matches
 from neurflow_engine.records import Circuit, Edge, Layer, Neuron, NeuronGroup, Patch, ProbeImage, SkippedFile
+from neurflow_engine.rows import Rows
 
 SCHEMA = 1  # of run folders and of the JSON on stdout
 MANIFEST = "manifest.json"
 _STAGES = "stages.json"
 _PARTIAL = ".partial"
+_NOTE_EVERY = 2.0  # seconds between two notes of how far a stage is
 _CIRCUIT_TABLES = {"images": ProbeImage, "patches": Patch, "neurons": Neuron, "groups": NeuronGroup, "edges": Edge}
 
 Record = TypeVar("Record")
@@ -93,7 +96,10 @@ class Draft:
                 shutil.rmtree(self.folder)
             if not self.is_published:
                 (self.folder / self.WORK).mkdir(parents=True, exist_ok=True)
-        self.seconds: dict[str, float] = known["seconds"] if known.get("fingerprint") == fingerprint else {}
+        mine = known if known.get("fingerprint") == fingerprint else {}
+        self.seconds: dict[str, float] = mine.get("seconds", {})
+        self._progress: dict[str, int] = mine.get("progress", {})
+        self._noted = time.monotonic()
 
     @property
     def is_published(self) -> bool:
@@ -107,7 +113,21 @@ class Draft:
     def finished(self, stage: str, seconds: float) -> None:
         """Note that all files of a stage are written."""
         self.seconds[stage] = round(seconds, 3)
-        write_json(self.folder / _STAGES, {"fingerprint": self._fingerprint, "seconds": self.seconds})
+        self._write_stages()
+
+    def note(self, what: str, done: int) -> None:
+        """Note how far a stage is, every few seconds, so that it goes on from there after an interruption."""
+        self._progress[what] = done
+        if time.monotonic() - self._noted > _NOTE_EVERY:
+            self._write_stages()
+
+    def noted(self, what: str) -> int:
+        """How far it was when it was interrupted, 0 at the start."""
+        return self._progress.get(what, 0)
+
+    def _write_stages(self) -> None:
+        self._noted = time.monotonic()
+        write_json(self.folder / _STAGES, {"fingerprint": self._fingerprint, "seconds": self.seconds, "progress": self._progress})
 
     def save_array(self, name: str, array: np.ndarray) -> None:
         """Save as ``name.npy``."""
@@ -117,6 +137,31 @@ class Draft:
             content = io.BytesIO()  # written by ourselves, because numpy does not say why a disk refused a file
             np.save(content, array, allow_pickle=False)
             path.write_bytes(content.getbuffer())
+
+    def rows(self, name: str, shape: tuple[int, ...]) -> Rows:
+        """An array ``name.npy`` of float32 to be filled by rows: the one that an interrupted stage left, or a new one of zeros."""
+        path = self.folder / f"{name}.npy"
+        with writing(path.parent):
+            return Rows(path) if path.is_file() and Rows(path).shape == shape else Rows.create(path, shape)
+
+    def open_rows(self, name: str) -> Rows:
+        """The array saved under ``name``."""
+        return Rows(self.folder / f"{name}.npy")
+
+    def holds(self, name: str) -> bool:
+        """Whether there is an array of this name."""
+        return (self.folder / f"{name}.npy").is_file()
+
+    def adopt(self, name: str, path: Path) -> None:
+        """Take over an array of another run: the same file on the disk where that can be, else a copy."""
+        own = self.folder / f"{name}.npy"
+        with writing(self.folder):
+            own.parent.mkdir(parents=True, exist_ok=True)
+            own.unlink(missing_ok=True)
+            try:
+                os.link(path, own)
+            except OSError:
+                shutil.copyfile(path, own)
 
     def load_array(self, name: str) -> np.ndarray:
         """Memory-mapped array saved under ``name``."""
@@ -211,7 +256,11 @@ class Run:
         """Pooled activations of a layer on all patches, (n_patches, n_channels), memory-mapped."""
         if layer not in self.layers:
             raise RunError(f"Run {self.id} has no layer {layer!r}; it has {', '.join(self.layers)}.")
-        return np.load(self.folder / "activations" / f"{layer}.npy", mmap_mode="r", allow_pickle=False)
+        return np.load(self.activations_file(layer), mmap_mode="r", allow_pickle=False)
+
+    def activations_file(self, layer: str) -> Path:
+        """The npy file that holds them."""
+        return self.folder / "activations" / f"{layer}.npy"
 
     def patch_thumbnail(self, patch: int) -> Path:
         """JPEG of a patch in true colours; exists for the patches of all groups."""

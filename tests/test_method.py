@@ -206,7 +206,8 @@ class TestSolvedOnPaper:
                         record(net, inputs, [lower.name])[lower.name], [(index,)] * 4, 1, 2,
                     )  # fmt: skip
                 vectors = activations[(lower or upper).name]
-                found, own = explained(upper.name, index, chosen, activations[upper.name][:, index], vectors, attribution, tau=3)
+                rows = list(chosen)
+                found, own = explained(upper.name, index, chosen, activations[upper.name][rows, index], vectors[rows], attribution, tau=3)
                 neurons.append(found)
                 representations += own
             solved[upper.name] = tuple(neurons), np.stack(representations)
