@@ -6,20 +6,19 @@ those that the table lacks; the table is written after every family.
 """
 
 import argparse
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 TABLE = Path(__file__).with_name("FAMILIES.md")
 COLUMNS = ("module", "model", "input", "layers", "channel axis", "replay error", "seconds", "verdict")
 PASS = "pass"
-LARGE = 256  # pixels of the longer side beyond which a smaller input is tried
-SMALLER = (224, 256)
+SMALLER = (128, 224)  # sides of smaller inputs, in pixels, in the order in which they are tried
+IMAGES = 2
 SECONDS = 900  # for one family
 REPLAY = 1e-5  # largest difference from the intact forward pass, relative to the largest output
 
@@ -73,8 +72,7 @@ def _tried(info, columns: dict) -> str:
     from neurflow_engine.models import load_classifier
     from neurflow_engine.tracing import Segment
 
-    config = _config(info)
-    classifier = load_classifier(config, "cpu")
+    config, classifier = _loaded(info)
     preprocessing = classifier.preprocessing
     columns["input"] = "x".join(map(str, preprocessing.input_size))
     layers = examine(classifier, (preprocessing.in_chans, *preprocessing.input_size)).chosen(None, 2)
@@ -83,7 +81,7 @@ def _tried(info, columns: dict) -> str:
     if len(layers) < 3:
         return "fewer than two layers can be cut at"
     sample = torch.randn((3, preprocessing.in_chans, *preprocessing.input_size), generator=torch.Generator().manual_seed(0))
-    segments = [Segment(classifier, lower.name, upper.name, sample) for upper, lower in zip(layers, layers[1:], strict=False)]
+    segments = [Segment(classifier, lower.name, upper.name, sample) for upper, lower in pairwise(layers)]
     columns["error"] = f"{max(segment.replay_error for segment in segments):.0e}"
     if any(segment.replay_error >= REPLAY for segment in segments):
         return "the replay is not exact"
@@ -99,21 +97,20 @@ def _tried(info, columns: dict) -> str:
         return (_circuit(spread, load_classifier(spread, "cpu"), Path(folder)) or f"{PASS} (zero weights replaced by random ones)") + remark
 
 
-def _config(info):
-    """The model at its default input size, or smaller where it is large and the model allows."""
+def _loaded(info):
+    """The model, configuration and classifier, at a smaller input than its default where it allows that, to save time."""
     from neurflow_engine.config import ModelConfig
     from neurflow_engine.errors import ModelError
     from neurflow_engine.models import load_classifier
 
     config = ModelConfig(name=info.name, random_weights=True, model_kwargs={} if info.n_classes else {"num_classes": 10})
-    for side in SMALLER if max(info.input_size) > LARGE else ():
+    for side in (side for side in SMALLER if side < min(info.input_size)):
         smaller = config.model_copy(update={"input_size": (side, side)})
         try:
-            load_classifier(smaller, "cpu")
-        except ModelError:
+            return smaller, load_classifier(smaller, "cpu")
+        except ModelError:  # its size is fixed
             continue
-        return smaller
-    return config
+    return config, load_classifier(config, "cpu")
 
 
 def _spread_weights(classifier, folder: Path) -> Path:
@@ -136,13 +133,12 @@ def _circuit(config, classifier, folder: Path) -> str | None:
 
     from neurflow_engine.config import AnalysisConfig
     from neurflow_engine.debugging import Debugger
+    from neurflow_engine.images import open_image
     from neurflow_engine.pipeline import analyze
     from neurflow_engine.store import Workspace
 
     paths = _draw(folder / "images")
     transform = classifier.preprocessing.transform()
-    from neurflow_engine.images import open_image
-
     images = torch.stack([transform(open_image(path, classifier.preprocessing.in_chans)) for path in paths])
     with torch.no_grad():
         target = int(classifier.model(images)[0].argmax())
@@ -153,8 +149,9 @@ def _circuit(config, classifier, folder: Path) -> str | None:
         depth=2,
         tau=4,
         top_k=6,
-        max_images=3,
+        max_images=IMAGES,
         granularities=(1.0, 0.5),
+        completeness=1.0,
         device="cpu",
     )
     run = analyze(settings, Workspace(folder / f"workspace-{config.random_weights}"))
@@ -195,14 +192,14 @@ def _silenced_by_hand(classifier, layer, images, neurons):
 
 
 def _draw(folder: Path) -> list[Path]:
-    """Three images of coloured noise and a shape."""
+    """Images of coloured noise and a shape."""
     import numpy as np
     from PIL import Image, ImageDraw
 
     folder.mkdir(exist_ok=True)
     generator = np.random.default_rng(0)
     paths = []
-    for number in range(3):
+    for number in range(IMAGES):
         image = Image.fromarray(generator.integers(0, 256, (12, 12, 3), np.uint8)).resize((96, 96))
         left, top = generator.integers(4, 40, 2)
         ImageDraw.Draw(image).ellipse((left, top, left + 40, top + 40), fill=tuple(map(int, generator.integers(0, 256, 3))))
@@ -211,19 +208,28 @@ def _draw(folder: Path) -> list[Path]:
     return paths
 
 
-def in_own_process(family: str) -> Row:
-    """``check`` where a crash or a lack of memory ends only that family."""
+def in_own_process(family: str, processes) -> Row:
+    """``check`` where a crash or a lack of memory ends only that family; ``processes`` is a multiprocessing context."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "benchmarks.families", "--child", family]
-    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
+    answer, own = processes.Pipe(duplex=False)
+    process = processes.Process(target=_answer, args=(family, own))
+    process.start()
+    own.close()
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, cwd=TABLE.parents[1])
-        if child.returncode == 0:
-            return Row(**json.loads(child.stdout.splitlines()[-1]))
-        reason = f"its process ended with exit code {child.returncode}"
-    except subprocess.TimeoutExpired:
+        if answer.poll(SECONDS):
+            return answer.recv()
         reason = f"not done after {SECONDS} seconds"
+    except EOFError:
+        process.join()
+        reason = f"its process ended with exit code {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
     return Row(family, smallest()[family].name, "", "", "", "", f"{time.monotonic() - began:.0f}", reason)
+
+
+def _answer(family: str, connection) -> None:
+    connection.send(check(family))
 
 
 def read_table() -> dict[str, Row]:
@@ -243,12 +249,13 @@ def write_table(rows: dict[str, Row], families: dict) -> None:
     lines = [
         f"# The families of timm {timm.__version__}",
         "",
-        f"**{sum(row.passed for row in kept)} of {len(families)} pass**: layers found, cut and replayed as the intact forward pass, a circuit",
-        "of two layers built, groups silenced and the model restored; the smallest model of each module of timm, random weights, float32.",
+        f"**{sum(row.passed for row in kept)} of {len(families)} pass**: layers found, cut and replayed as the intact forward pass, a",
+        "circuit of two layers built, groups silenced and the model restored; the smallest model of each module of timm, random weights,",
+        "float32, at a smaller input than its default where it allows that.",
         f"{len(kept)} were tried, {sum(int(row.seconds) for row in kept)} seconds in all. Written by `python -m benchmarks.families`.",
         "",
-        "`stage4[3]` is the fourth of the tensors that `stage4` returns. The channel axis counts the image axis as 0; behind it the shape of",
-        "one image's output. The replay error is the larger of the two steps', relative to the largest output.",
+        "`stage4[3]` is the fourth of the tensors that `stage4` returns. The channel axis counts the image axis as 0; behind it stands the",
+        "shape of one image's output. The replay error is the larger of the two steps', relative to the largest output.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
@@ -262,19 +269,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,...", help="these families")
     parser.add_argument("--missing", action="store_true", help="families that the table lacks or that did not pass")
-    parser.add_argument("--child", metavar="NAME", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(asdict(check(arguments.child))))
-        return
     families, rows = smallest(), read_table()
     if unknown := set(arguments.only or ()) - set(families):
         parser.error(f"unknown families {', '.join(sorted(unknown))}; timm's are {', '.join(families)}")
     wanted = arguments.only or [family for family in families if not (arguments.missing and family in rows and rows[family].passed)]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["neurflow_engine.debugging"])  # torch and timm are loaded once
     for number, family in enumerate(wanted, start=1):
-        rows[family] = in_own_process(family)
-        print(f"{number}/{len(wanted)} {family}: {rows[family].verdict} ({rows[family].seconds} s)", flush=True)
-        write_table(rows, families)
+        row = in_own_process(family, processes)
+        print(f"{number}/{len(wanted)} {family}: {row.verdict} ({row.seconds} s)", flush=True)
+        write_table(read_table() | {family: row}, families)  # read again: another process may do other families
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def examine(network: Network, input_shape: tuple[int, int, int]) -> Anatomy:
     parameter = next(network.model.parameters())
     noise = torch.randn((2, *input_shape), generator=generator).to(parameter.device, parameter.dtype)
     calls = trace(network, noise, keep=lambda name, output: map_leaves(Tensor, lambda tensor: tensor.shape, output))
-    n_classes = record(network, noise, [LOGITS])[LOGITS].shape[-1]
+    n_classes = record(network, noise[:1], [LOGITS])[LOGITS].shape[-1]
     described = _described_stages(network.model)
     find_axis = _AxisFinder(input_shape[1:], getattr(network.model, "output_fmt", "NCHW") == "NHWC")
 

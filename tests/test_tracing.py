@@ -224,7 +224,6 @@ class TestOneTensorOfSeveral:
 
     def test_is_the_upper_end_of_a_segment(self):
         net = network(Forks())
-        inputs = images(2, 9, seed=2)
         segment = Segment(net, "blocks.0[1][0]", "blocks.1[0]", images(3, 9))
         assert not segment.needs_context
         given = torch.rand((2, 4, 7, 7))
