@@ -106,7 +106,7 @@ def pooled_activations(
     """
     by_name = {layer.name: layer for layer in layers}
     found = {layer.name: np.empty((len(patches), layer.n_channels), np.float32) for layer in layers}
-    capacity = Capacity(classifier.device, 1, 0, BATCH)
+    capacity = Capacity(classifier.device, BATCH, 1)
     done = 0
 
     def pooled_outputs(batch: Sequence[Patch]) -> dict[str, Tensor]:

@@ -180,6 +180,9 @@ class _Analysis:
             else:
                 pooled_rows[layer] = self.draft.rows(f"activations/{layer.name}", (len(self.patches), layer.n_channels))
         kept = self.kept_maps() if pooled_rows else []
+        for layer in self.layers[1:]:
+            if layer not in kept:
+                self.draft.drop(f"work/map-{layer.name}")  # an interrupted attempt, with other settings, may have begun it
         maps = {layer: self.draft.rows(f"work/map-{layer.name}", (len(self.patches), *layer.shape)) for layer in kept}
         batches = ImageBatches(
             self.root,
@@ -228,29 +231,38 @@ class _Analysis:
         attributions = self.attribute(tick, upper, lower, concepts, activations) if lower else None
         neurons, representations = [], []
         for index, patches in concepts.items():
-            own = attributions.of(index, patches) if attributions else None
+            own = attributions[index].of(index, patches) if attributions else None
             neuron, means = explained(upper.name, index, patches, strength[index], vectors.read(patches), own, self.config.tau)
             neurons.append(neuron)
             representations += means
         self.draft.save_records(f"work/{upper.name}", neurons)
         self.draft.save_array(f"work/{upper.name}", np.stack(representations))
 
-    def attribute(self, tick, upper: Layer, lower: Layer, concepts: Mapping[int, Sequence[int]], activations: Rows) -> Attributions:
+    def attribute(
+        self, tick, upper: Layer, lower: Layer, concepts: Mapping[int, Sequence[int]], activations: Rows
+    ) -> Mapping[int, Attributions]:
         """Integrated gradients of each neuron on its concept: in bfloat16 where that is faster, then again in float32 wherever the last
-        core neuron and the first that is none are so close that bfloat16 could confuse them."""
+        core neuron and the first that is none are so close that bfloat16 could confuse them. By neuron, the table that holds its own."""
         maps = self.draft.open_rows(f"work/map-{lower.name}") if self.draft.holds(f"work/map-{lower.name}") else None
         step = LayerStep(self.patches, upper, lower, activations, maps, self.room)
         pairs = Pairs.of(concepts)
-        table = Attributions(pairs, self.draft.rows(f"work/attributions-{upper.name}", Attributions.shape(pairs, lower.n_channels)))
+        table = self.table(f"work/attributions-{upper.name}", pairs, lower)
         tick.total = len(pairs.row_of)
         rule = step.rule(pairs, self.config.completeness, self.mixed)
         self.fill(tick, upper.name, step, table, pairs, rule, self.mixed)
+        tables = dict.fromkeys(concepts, table)
         if self.mixed:
             close = [index for index, own in concepts.items() if is_close_call(table.of(index, own).channels, self.config.tau, _BFLOAT16)]
             again = Pairs.of({index: concepts[index] for index in close})
             tick.total += len(again.row_of)
-            self.fill(tick, f"{upper.name} again", step, table, again, rule, False)
-        return table
+            exact = self.table(f"work/exact-{upper.name}", again, lower)  # beside the other: the same calls are close after a restart
+            self.fill(tick, f"{upper.name} again", step, exact, again, rule, False)
+            tables |= dict.fromkeys(close, exact)
+        return tables
+
+    def table(self, name: str, pairs: Pairs, lower: Layer) -> Attributions:
+        """On disk, for the attributions of these pairs to the neurons of ``lower``."""
+        return Attributions(pairs, self.draft.rows(name, Attributions.shape(pairs, lower.n_channels)))
 
     def fill(self, tick, note: str, step: LayerStep, table: Attributions, pairs: Pairs, rule: tuple[int, int], mixed: bool) -> None:
         """Write the attributions of ``pairs`` into the table, from the patch on at which an interrupted analysis stopped."""

@@ -30,13 +30,19 @@ class Rows:
     def create(cls, path: Path, shape: tuple[int, ...], dtype: type = np.float32) -> "Rows":
         """A new array of zeros, with its room on the disk taken at once; raises OSError when there is none."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(np.empty((0, *shape[1:]), dtype)) | {"shape": shape})
-            size = file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
+        unfinished = path.with_name(f".{path.name}")  # a file of that name is never taken for one whose room was taken
+        try:
+            with open(unfinished, "wb") as file:
+                npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(np.empty((0, *shape[1:]), dtype)) | {"shape": shape})
+                size = file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+            os.replace(unfinished, path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
         return cls(path)
 
     def __len__(self) -> int:
@@ -45,7 +51,7 @@ class Rows:
     def write(self, rows: Sequence[int], values: np.ndarray) -> None:
         """Store ``values`` (len(rows), ...) at the given rows."""
         values = np.ascontiguousarray(values, self.dtype)
-        with open(self.path, "r+b", buffering=0) as file:
+        with open(self.path, "r+b") as file:  # buffered: an unbuffered file may write a part only, and says so to nobody
             for first, last, row in _runs(rows):
                 file.seek(self._start + row * self._row)
                 file.write(memoryview(values[first:last]).cast("B"))
@@ -53,7 +59,7 @@ class Rows:
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """The given rows, in their order: (len(rows), ...)."""
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        with open(self.path, "rb", buffering=0) as file:
+        with open(self.path, "rb") as file:
             for first, last, row in _runs(rows):
                 file.seek(self._start + row * self._row)
                 file.readinto(memoryview(found[first:last]).cast("B"))

@@ -152,6 +152,11 @@ class Draft:
         """Whether there is an array of this name."""
         return (self.folder / f"{name}.npy").is_file()
 
+    def drop(self, name: str) -> None:
+        """Delete the array of this name, where there is one."""
+        with writing(self.folder):
+            (self.folder / f"{name}.npy").unlink(missing_ok=True)
+
     def adopt(self, name: str, path: Path) -> None:
         """Take over an array of another run: the same file on the disk where that can be, else a copy."""
         own = self.folder / f"{name}.npy"
