@@ -1,0 +1,65 @@
+"""One command of the engine in a process of its own, as the command line runs it, that also notes how its layer steps went.
+
+In: ``python -m benchmarks.child NOTES.json [--plain] analyze ...``. Out: what the command prints, and NOTES.json: for each upper layer the
+quadrature rule and the passes over its pairs. The other benchmarks start it; nobody needs to by hand.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+import torch
+
+from neurflow_engine import pipeline
+from neurflow_engine.__main__ import main
+from neurflow_engine.layer_step import LayerStep
+
+
+@contextmanager
+def noted_steps() -> Iterator[dict[str, dict]]:
+    """Within the context, analyses note their layer steps: {upper layer: {"lower", "rule", "passes"}}.
+
+    ``passes`` are {"patches", "pairs", "mixed"}, in order: all pairs, then those that are done again in float32. The trials on which the
+    rule is chosen are left out.
+    """
+    steps: dict[str, dict] = {}
+
+    class Noted(LayerStep):
+        def __init__(self, probe, upper, lower, *others):
+            super().__init__(probe, upper, lower, *others)
+            self.note = steps[upper.name] = {"lower": lower.name, "rule": None, "passes": []}
+
+        def rule(self, *arguments):
+            self.note["rule"] = super().rule(*arguments)
+            self.note["passes"].clear()
+            return self.note["rule"]
+
+        def attributions(self, pairs, patches, rule, mixed):
+            if patches:
+                self.note["passes"].append({"patches": len(patches), "pairs": pairs.count(patches), "mixed": mixed})
+            return super().attributions(pairs, patches, rule, mixed)
+
+    pipeline.LayerStep = Noted
+    try:
+        yield steps
+    finally:
+        pipeline.LayerStep = LayerStep
+
+
+def plainly() -> None:
+    """From now on nothing is folded and convolutions see tensors as PyTorch lays them out by default."""
+    torch.channels_last = torch.contiguous_format  # the engine asks for the layout by this name, each time
+    pipeline.folded = lambda *arguments, **options: nullcontext(0)
+
+
+if __name__ == "__main__":
+    notes, *arguments = sys.argv[1:]
+    with suppress(ValueError):
+        arguments.remove("--plain")
+        plainly()
+    with noted_steps() as steps:
+        code = main(arguments)
+    Path(notes).write_text(json.dumps(steps), encoding="utf-8")
+    sys.exit(code)
