@@ -449,18 +449,19 @@ def _foldable(network: Network, sample: Tensor, intact: Collection[str]) -> list
     """Names of (convolution, normalisation) where each is called once and the one's output goes to the other alone."""
     modules = _named_modules(network.model)
     names = {module: name for name, module in modules.items()}
-    made_by: dict[int, list[str]] = {}  # modules that return a tensor, by the tensor's identity: a container returns its last child's
+    made_by: dict[int, list[str]] = {}  # layers that a tensor is, by its identity: a container returns its last child's
     taken_by: dict[int, list[str]] = {}
     held: list[object] = []  # a tensor freed early could lend its identity to the next
 
     def enter(module, args):
+        held.append(args)
         for tensor in args:
             taken_by.setdefault(id(tensor), []).append(names[module])
 
     def leave(module, args, output):
-        if isinstance(output, Tensor):
-            held.append(output)
-            made_by.setdefault(id(output), []).append(names[module])
+        held.append(output)
+        for path, tensor in leaves(Tensor, output):
+            made_by.setdefault(id(tensor), []).append(Place(names[module], path).name)
 
     with torch.no_grad(), _hooked([(module, leave) for module in names], [(module, enter) for module in names]):
         network.model(sample)
@@ -470,7 +471,7 @@ def _foldable(network: Network, sample: Tensor, intact: Collection[str]) -> list
         takers = taken_by.get(tensor, [])
         if len(takers) != 1 or set(makers) & set(intact) or calls[makers[0]] != 1 or calls[takers[0]] != 1:
             continue
-        conv, norm = modules[makers[0]], modules[takers[0]]
+        conv, norm = modules.get(makers[0]), modules[takers[0]]
         if type(conv) in (nn.Conv2d, Conv2dSame) and type(norm) in (nn.BatchNorm2d, BatchNormAct2d) and norm.track_running_stats:
             pairs.append((makers[0], takers[0]))
     return pairs
