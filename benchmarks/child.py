@@ -6,7 +6,7 @@ quadrature rule and the passes over its pairs. The other benchmarks start it; no
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 

@@ -42,14 +42,15 @@ def _processor() -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table whose columns are aligned, so that it can be read as it is."""
-    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    cells = [list(columns), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
     lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in cells]
     lines.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")
     return "\n".join(lines)
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as the tables show it: three digits where it is not whole; nothing for None."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else f"{value:.0f}" if isinstance(value, float) else str(value)
@@ -88,6 +89,10 @@ class Peak:
     float32: float  # floating-point operations a second in products of large matrices
     bfloat16: float
     bandwidth: float  # bytes a second read and written by a copy of a large tensor
+
+    def __str__(self) -> str:
+        speeds = f"{self.float32 / 1e9:.0f} GFLOP/s in float32, {self.bfloat16 / 1e9:.0f} in bfloat16"
+        return f"matrix products {speeds}; copies {self.bandwidth / 1e9:.1f} GB/s"
 
 
 def peak(device: str = "cpu") -> Peak:

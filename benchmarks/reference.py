@@ -67,7 +67,7 @@ def report(analysis: Measured) -> str:
     return "\n".join(
         (
             machine(run.manifest["device"]),
-            f"matrix products {best.float32 / 1e9:.0f} GFLOP/s float32, {best.bfloat16 / 1e9:.0f} bfloat16; copies {best.bandwidth / 1e9:.1f} GB/s",
+            str(best),
             f"{run.manifest['model']['name'].rpartition('/')[2]}, class {run.circuit.target_name}, {len(run.circuit.images)} images, "
             f"{len(run.circuit.patches)} patches, {run.manifest['precision']}",
             table(COLUMNS, rows),
