@@ -131,6 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument("--seed", type=int, default=0)
     _add_machine_flags(debug)
 
+    fidelity = command("fidelity", _fidelity, "is the circuit of a run to be trusted: measured beside random neurons and an untrained twin")
+    fidelity.add_argument("run")
+    fidelity.add_argument("--refine", action="store_true", help="also swap core neurons by measured knock-outs")
+    fidelity.add_argument("--draws", type=int, default=None, help="random neuron sets in each control")
+    fidelity.add_argument("--seed", type=int, default=0)
+    fidelity.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+
     export = command("export", _export, "a report to hand over")
     export.add_argument("run")
     export.add_argument("--format", choices=("json", "html", "csv"), required=True)
@@ -319,6 +326,15 @@ def _report_text(report: dict) -> str:
     if not any(group["misleading"] for group in report["groups"]):
         lines.append("No group is clearly misleading.")
     return "\n".join(lines)
+
+
+def _fidelity(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine import fidelity
+
+    run = workspace.open_run(arguments.run)
+    draws = fidelity.DRAWS if arguments.draws is None else arguments.draws
+    report = fidelity.check(run, workspace, progress, arguments.device, draws, arguments.seed, arguments.refine)
+    return report, fidelity.as_text(report)
 
 
 def _export(arguments, workspace: Workspace, progress) -> tuple[dict, str]:

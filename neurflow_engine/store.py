@@ -384,6 +384,9 @@ class Workspace:
     def debug_folder(self, report_id: str) -> Path:
         return self.root / "debug" / report_id
 
+    def fidelity_folder(self, report_id: str) -> Path:
+        return self.root / "fidelity" / report_id
+
     def runs(self) -> list[RunSummary]:
         """All whole runs, newest first; unfinished and unreadable folders are passed over."""
         found = []
@@ -428,6 +431,11 @@ class Workspace:
     def debug_reports(self, run_id: str) -> list[dict]:
         """Finished debug reports of a run, newest first: the JSON of ``debug RUN --json`` with "report", "images_root" and "created"."""
         reports = [read_json(folder / MANIFEST) for folder in self._whole("debug")]
+        return sorted((report for report in reports if report["run"] == run_id), key=lambda report: report["created"], reverse=True)
+
+    def fidelity_reports(self, run_id: str) -> list[dict]:
+        """Finished fidelity reports of a run, newest first: the JSON of ``fidelity RUN --json``."""
+        reports = [read_json(folder / MANIFEST) for folder in self._whole("fidelity")]
         return sorted((report for report in reports if report["run"] == run_id), key=lambda report: report["created"], reverse=True)
 
     @contextmanager
