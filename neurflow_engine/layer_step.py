@@ -104,24 +104,24 @@ class LayerStep:
         with torch.no_grad():
             self._at_baseline = None if self._segment.needs_context else through(torch.zeros_like(at_cut))
 
-    def rule(self, pairs: Pairs, tolerance: float, mixed: bool) -> tuple[int, int]:
+    def rule(self, pairs: Pairs, tolerance: float, mixed: bool) -> tuple[int, float]:
         """The quadrature rule for these pairs, chosen by the completeness gap on a few of their patches."""
         patches = pairs.patches
         trial = patches[:: max(1, len(patches) // _TRIAL_PATCHES)][:_TRIAL_PATCHES]
 
-        def gap(n_nodes: int, power: int) -> float:
-            parts = [found for _, found in self.attributions(pairs, trial, (n_nodes, power), mixed)]
+        def gap(n_nodes: int, crowding: float) -> float:
+            parts = [found for _, found in self.attributions(pairs, trial, (n_nodes, crowding), mixed)]
             return sum(part.gap.sum() for part in parts) / max(sum(np.abs(part.change).sum() for part in parts), 1e-12)
 
         return quadrature_rule(gap, tolerance)
 
     def attributions(
-        self, pairs: Pairs, patches: Sequence[int], rule: tuple[int, int], mixed: bool
+        self, pairs: Pairs, patches: Sequence[int], rule: tuple[int, float], mixed: bool
     ) -> Iterator[tuple[Sequence[int], Attribution]]:
         """Batches of ``patches`` and the attributions of their pairs, in order."""
         return fitting(patches, self._capacity, lambda batch: self._attributed(pairs, batch, rule, mixed), copies=rule[0])
 
-    def _attributed(self, pairs: Pairs, batch: Sequence[int], rule: tuple[int, int], mixed: bool) -> Attribution:
+    def _attributed(self, pairs: Pairs, batch: Sequence[int], rule: tuple[int, float], mixed: bool) -> Attribution:
         at_cut, through = self._at_cut(batch)
         wanted = [pairs.neurons[patch] for patch in batch]
         ends = None

@@ -264,7 +264,7 @@ class _Analysis:
         """On disk, for the attributions of these pairs to the neurons of ``lower``."""
         return Attributions(pairs, self.draft.rows(name, Attributions.shape(pairs, lower.n_channels)))
 
-    def fill(self, tick, note: str, step: LayerStep, table: Attributions, pairs: Pairs, rule: tuple[int, int], mixed: bool) -> None:
+    def fill(self, tick, note: str, step: LayerStep, table: Attributions, pairs: Pairs, rule: tuple[int, float], mixed: bool) -> None:
         """Write the attributions of ``pairs`` into the table, from the patch on at which an interrupted analysis stopped."""
         done = self.draft.noted(note)
         tick.advance(pairs.count(pairs.patches[:done]))

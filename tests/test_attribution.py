@@ -66,25 +66,37 @@ def test_nodes_integrate_polynomials_of_degree_2n_minus_1_exactly():
     assert (weights * nodes**6).sum() != pytest.approx(1 / 7, rel=1e-5)
 
 
-def test_nodes_of_power_2_integrate_polynomials_of_degree_n_minus_1_exactly_and_crowd_at_the_baseline():
-    nodes, weights = path_nodes(4, 2)
-    assert [(weights * nodes**degree).sum() for degree in range(4)] == pytest.approx([1 / (degree + 1) for degree in range(4)])
-    assert (weights * nodes**4).sum() != pytest.approx(1 / 5, rel=1e-6)
-    assert nodes[0] < gauss_legendre(4)[0][0] / 10
+def test_crowded_nodes_integrate_too_and_lie_near_the_baseline():
+    nodes, weights = path_nodes(12, 6)
+    assert [(weights * nodes**degree).sum() for degree in range(5)] == pytest.approx([1 / (degree + 1) for degree in range(5)], rel=1e-6)
+    assert nodes[0] < gauss_legendre(12)[0][0] / 10
+    assert (np.diff(nodes) > 0).all()
+    assert nodes[-1] < 1
 
 
-def test_power_2_is_closer_where_the_network_normalises():
+def test_without_crowding_the_nodes_are_even():
+    assert_allclose(path_nodes(5, 0), gauss_legendre(5))
+    assert_allclose(path_nodes(5, 1e-6), gauss_legendre(5), rtol=1e-5)
+
+
+def test_crowded_nodes_are_closer_where_the_network_normalises():
     def function(x):  # changes fastest near the baseline, as a LayerNorm does
         return (x / (x.square().mean(1, keepdim=True) + 1e-3).sqrt())[:, 0].mean(1, keepdim=True)
 
     inputs = images(4, 6).flatten(2)
-    gaps = [integrated_gradients(function, inputs, [(0,)] * 4, 1, n_nodes=8, power=power).relative_gap for power in (1, 2)]
-    assert gaps[1] < gaps[0] / 2
+    gaps = [integrated_gradients(function, inputs, [(0,)] * 4, 1, n_nodes=8, crowding=crowding).relative_gap for crowding in (0, 6)]
+    assert gaps[1] < gaps[0] / 5
 
 
 @pytest.mark.parametrize(
     ("gaps", "taken"),
-    [((0.0, 1, 1, 1), (1, 1)), ((0.2, 0.04, 0, 0), (8, 1)), ((0.2, 0.2, 0.05, 0), (8, 2)), ((0.1, 0.9, 0.4, 0.6), (8, 2))],
+    [
+        ((0.0, 1, 1, 1), (1, 0)),
+        ((0.2, 0.04, 0, 0), (8, 0)),
+        ((0.2, 0.2, 0.05, 0), (8, 6)),
+        ((0.1, 0.9, 0.4, 0.2), (16, 6)),  # never the single node, though its gap is the smallest
+        ((1.0, 0.17, 0.16, 0.15), (8, 0)),  # twice the nodes would hardly be better
+    ],
 )
 def test_the_cheapest_rule_that_adds_up_is_taken(gaps, taken):
     found = dict(zip(RULES, gaps, strict=True))
