@@ -25,10 +25,12 @@ def open_run() -> None:
         session.put(run=next(iter(runs)))
     current = runs.get(session.get("run") or "")
     if current:
+        word, mark, colour = show.trust(cached.fidelity(current.id))
         name, model = escape(current.target_name), escape(show.model_name(current.model_name))
         st.html(
             f'<div class="nf-card"><b>{name}</b><div>{model}</div><div>{current.n_images} images · {current.n_groups} groups · '
             f"{len(current.layers)} layers</div><div>{show.age(current.created)} · took {show.duration(current.seconds)}</div>"
+            f'<div class="nf-trust" style="color:{colour}">{mark} {word}</div>'
             f'<div title="{escape(current.id)}" style="opacity:.55">{escape(current.id)}</div></div>'
         )
     elif not runs:

@@ -1,6 +1,7 @@
 """Circuit: what is this class made of?"""
 
 import json
+from collections.abc import Callable
 from html import escape
 
 import altair as alt
@@ -12,7 +13,7 @@ from neurflow_engine.labels import Label
 from neurflow_engine.records import LOGITS, Circuit, Edge, NeuronGroup
 from neurflow_engine.report import export
 from neurflow_engine.store import Run
-from pages.ui import cached, graph, session, show
+from pages.ui import cached, commands, graph, session, show, trust
 
 FIRST = 30  # groups shown at first, and more with every press of the button
 STRONGEST = 6  # inputs and outputs in the panel
@@ -62,19 +63,26 @@ def finding(run: Run, group: NeuronGroup, labels: dict[str, Label]) -> str:
     return name if name == group.id else f"{name} · {group.id}"
 
 
-def legend(circuit: Circuit, drawing: graph.Drawing) -> None:
+def legend(circuit: Circuit, drawing: graph.Drawing, stability: graph.Stability | None, doubted: tuple[str, ...]) -> None:
+    stable = "✗: a layer that is not to be trusted, see Trust. " if doubted else ""
+    if stability:
+        stable += (
+            f"In the corner of a picture: in how many of {stability.draws} circuits rebuilt from half of the images the group returns; "
+            "what seldom returns is pale. "
+        )
     st.html(
         f'<div class="nf-small"><span class="nf-key" style="background:{show.ADDS}"></span>adds &nbsp; '
         f'<span class="nf-key" style="background:{show.TAKES}"></span>takes away &nbsp; Wider lines weigh more. '
-        "Each picture shows four patches typical of a group of neurons; the class is at the top, the earliest layer at the bottom. "
+        f"Each picture shows four patches typical of a group of neurons; the class is at the top, the earliest layer at the bottom. "
+        f"{stable}"
         f"Shown: {len(drawing.groups)} of {len(circuit.groups)} groups, {len(drawing.edges)} of {len(circuit.edges)} lines.</div>"
     )
 
 
-def downloads(run: Run, drawing: graph.Drawing, names: dict[str, str], pictures: dict[str, str], labels: dict[str, Label]) -> None:
+def downloads(run: Run, labels: dict[str, Label], svg: Callable[[], bytes]) -> None:
     in_force = {group: label.text for group, label in labels.items() if label.text}
     files = (
-        ("SVG", "svg", "image/svg+xml", lambda: graph.svg(drawing, names, pictures)),
+        ("SVG", "svg", "image/svg+xml", svg),
         ("JSON", "json", "application/json", lambda: json.dumps(as_json(run, in_force), ensure_ascii=False, indent=1)),
         ("HTML", "html", "text/html", lambda: export(run, "html", in_force)),
     )
@@ -153,6 +161,9 @@ def checks(run: Run, group: NeuronGroup) -> None:
         words.append(f"silhouette {group.silhouette:.2f} (1: clearly apart from the other groups, 0: between two)")
     if known:
         words.append(f"attribution gap {show.percent(sum(known) / len(known), 1)} (0: the attributions of its neurons add up exactly)")
+    returning = trust.stability(cached.fidelity(run.id))
+    if returning and group.id in returning.groups:
+        words.append(f"{returning.words(returning.groups[group.id])} from half of the images")
     if words:
         st.html(f'<div class="nf-small">{" · ".join(words)}</div>')
 
@@ -241,6 +252,9 @@ def edge_panel(run: Run, edge: Edge, labels: dict[str, Label]) -> None:
         "Weight", f"{edge.weight:+.3f}", help="mean share of the upper group's attribution that passes through the lower one, -1..1"
     )
     second.metric("Raw weight", f"{edge.raw_weight:+.3f}", help="plain sum over members, as published; grows with the sizes of both groups")
+    returning = trust.stability(cached.fidelity(run.id))
+    if returning and graph.edge_id(edge) in returning.edges:
+        st.caption(f"{returning.words(returning.edges[graph.edge_id(edge)])} from half of the images")
     for title, group in (("Upper group", upper), ("Lower group", lower)):
         st.html(
             f"<b>{title}</b>" + f'<div class="nf-small">{escape(show.place(group))}</div>' + show.patch_strip(run, group.patches[:8], 72)
@@ -252,12 +266,17 @@ def edge_panel(run: Run, edge: Edge, labels: dict[str, Label]) -> None:
 
 
 def images(run: Run) -> None:
-    """The probe images by logit, as a plain grid."""
-    st.caption("All images that the model predicts as this class, strongest logit first. Vermillion: their true class is another one.")
+    """The probe images by logit, as a plain grid: what a circuit has to beat."""
+    wrong = sum(image.true is not None and image.true != run.circuit.target_index for image in run.circuit.images)
+    st.html(
+        '<div class="nf-small">The simple baseline to compare the circuit with: the images that the model takes for '
+        f"{escape(run.circuit.target_name)}, strongest logit first, without any groups. If this grid tells you as much, the circuit adds "
+        f"nothing. {wrong} of {len(run.circuit.images)} are wrong: ✗ and a vermillion frame, with their true class.</div>"
+    )
     cells = []
     for image in sorted(run.circuit.images, key=lambda image: -image.logit):
         wrong = image.true is not None and image.true != run.circuit.target_index
-        caption = f"{show.class_name(run, image.true)} · {show.percent(image.probability)} · logit {image.logit:.1f}"
+        caption = f"{'✗ ' if wrong else ''}{show.class_name(run, image.true)} · {show.percent(image.probability)} · logit {image.logit:.1f}"
         edge = f"outline:3px solid {show.ADDS};outline-offset:-3px;" if wrong else ""
         source = cached.picture(str(run.image_thumbnail(image.id)))
         cells.append(
@@ -267,24 +286,81 @@ def images(run: Run) -> None:
     st.html(f'<div class="nf-grid">{"".join(cells)}</div>')
 
 
+def hint(run: Run, group: str, name: str, stability: graph.Stability | None) -> str:
+    """What pointing at a group says."""
+    share = stability.groups.get(group) if stability else None
+    return "\n".join(
+        filter(None, [name, show.place(run.circuit.group[group]), share is not None and stability.words(share), "click for its patches"])
+    )
+
+
+def doubts(report: dict | None) -> tuple[str, ...]:
+    """The layers that are not to be trusted."""
+    return tuple(layer["layer"] for layer in (report or {"layers": ()})["layers"] if layer["verdict"]["trusted"] is False)
+
+
+def trust_view(run: Run, report: dict | None, labels: dict[str, Label]) -> None:
+    """Whether the circuit says what the network does."""
+    if report is None:
+        show.empty(
+            "Not checked yet",
+            "Are these really the neurons that matter? They are silenced in the network and compared with random ones, with an untrained "
+            f"twin of the network, and with circuits rebuilt from half of the images. About {show.duration(trust.expected_seconds(run))}.",
+        )
+        start_check(run)
+        return
+    trust.verdict(report)
+    trust.legend(report)
+    trust.charts(run, report, {group.id: show.target_or_name(run, group, labels) for group in run.circuit.groups})
+    with st.expander("All numbers"):
+        trust.table(run, report)
+    start_check(run, again=True)
+
+
+def start_check(run: Run, again: bool = False) -> None:
+    """The button that checks a run in the background."""
+    job = commands.latest("fidelity")
+    with st.container(horizontal=True, horizontal_alignment="left" if again else "center", vertical_alignment="center", gap="medium"):
+        st.checkbox(
+            "Refine", key="refine", help="Also swap core neurons by measured knock-outs until nothing improves, to see how good they are"
+        )
+        st.button(
+            "Check again" if again else "Check this circuit", key="check_circuit", type="secondary" if again else "primary",
+            disabled=bool(job and job.running), on_click=session.quietly(lambda: commands.fidelity(run, session.value("refine"))),
+        )  # fmt: skip
+    if job and job.running:
+        what = "Being checked" if run.id in job.argv else "Another circuit is being checked"
+        st.caption(f"{what}: the progress, and a button to cancel, are in the sidebar. The rest of this page can be used meanwhile.")
+    elif job and run.id in job.argv:
+        show.job_progress(job)
+
+
 def circuit_page(run: Run) -> None:
     labels = cached.labels().for_run(run.id)
-    drawn, plain_grid = st.tabs(["Graph", "Images by logit"])
+    report = cached.fidelity(run.id)
+    drawn, trusted, plain_grid = st.tabs(["Graph", "Trust", "Images by logit"])
     with drawn:
         left, right = show.split("circuit", [64, 36])
         with left:
             threshold, groups = toolbar(run, labels, session.value(f"limit_{run.id}", FIRST))
+            stability = trust.stability(report)
+            if stability and not st.toggle("Show stability", value=True, key="show_stability", persist_state="session"):
+                stability = None
             drawing = graph.draw(run.circuit, groups, threshold)
             names = {group: show.target_or_name(run, run.circuit.group[group], labels) for group in drawing.groups}
-            hints = {group: f"{name}\n{show.place(run.circuit.group[group])}\nclick for its patches" for group, name in names.items()}
-            pictures = {group: cached.collage(run.id, group) for group in drawing.groups}
-            page = graph.html(drawing, names, hints, pictures)
+            hints = {group: hint(run, group, name, stability) for group, name in names.items()}
+            badges = {group: stability.badge(share) for group, share in stability.groups.items()} if stability else {}
+            pictures = {group: cached.collage(run.id, group, badges.get(group, "")) for group in drawing.groups}
+            doubted = doubts(report)
+            page = graph.html(drawing, names, hints, pictures, stability, doubted)
             selection = {"node": session.get("group"), "edge": session.get("edge")}
             graph.show(page, run.id, session.shown_in_graph(graph.fingerprint(page), selection), "graph", lambda: clicked(run))
-            legend(run.circuit, drawing)
-            downloads(run, drawing, names, pictures, labels)
+            legend(run.circuit, drawing, stability, doubted)
+            downloads(run, labels, lambda: graph.svg(drawing, names, pictures, stability, doubted))
         with right, st.container(border=True, key="panel"):
             panel(run, labels)
+    with trusted, show.sentences():
+        trust_view(run, report, labels)
     with plain_grid:
         images(run)
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hand_made
+import pandas as pd
 import pytest
 
 from neurflow_engine import demo
@@ -174,6 +176,40 @@ def test_names_with_markup_stay_text_and_the_graph_cannot_reach_the_app(page, de
                 reached = "(() => { try { return parent.document.title } catch (error) { return error.name } })()"
                 assert frame.evaluate(reached) == "SecurityError"
             assert page.title() != "owned"
+
+
+@pytest.mark.parametrize("width", [1440, 900])
+def test_the_trust_view_fits_and_the_graph_says_what_seldom_returns(page, width, demo_run, demo_workspace, tmp_path):
+    workspace = shutil.copytree(demo_workspace.root, tmp_path / "workspace")
+    hand_made.write(hand_made.fidelity_report(demo_run), workspace)
+    page.set_viewport_size({"width": width, "height": 1200})
+    with serving(workspace) as address:
+        page.goto(f"{address}/circuit?run={demo_run.id}")
+        frame = graph_frame(page)
+        edge = demo_run.circuit.inputs("logits/0")[0]
+        assert frame.evaluate("id => nodes.get(id).opacity", edge.source) < 1
+        place = frame.evaluate("id => network.canvasToDOM(network.getPosition(id))", edge.source)
+        box = page.locator("iframe[title='Circuit graph']").bounding_box()
+        page.mouse.move(box["x"] + place["x"], box["y"] + place["y"])
+        assert "returns in 8 of 10 rebuilds" in frame.wait_for_selector("div.vis-tooltip").inner_text()
+
+        page.get_by_role("tab", name="Trust").click()
+        page.get_by_text("This circuit is not to be trusted").wait_for()
+        charts = page.locator("[data-testid=stVegaLiteChart]:visible")
+        charts.locator("canvas, svg").first.wait_for()
+        assert charts.count() == 11
+        for number in range(charts.count()):
+            box = charts.nth(number).bounding_box()
+            assert box["width"] > 300
+            assert box["x"] + box["width"] <= width
+        main = page.locator("[data-testid=stMain]")
+        assert main.evaluate("main => main.scrollWidth <= main.clientWidth")
+        page.get_by_text("All numbers").click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download CSV").click()
+        table = pd.read_csv(download.value.path())
+        assert set(table["layer"]) == set(demo_run.circuit.layers[1:])
+        assert set(table["of"]) == {"this circuit", "untrained twin"}
 
 
 def test_the_first_link_to_a_server_just_started_has_the_frame_around_its_page(page, tmp_path):

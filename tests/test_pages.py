@@ -3,15 +3,18 @@
 import json
 import re
 import shutil
+from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
 
+import hand_made
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from neurflow_engine.fidelity import EXPLANATIONS
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.records import LOGITS, Circuit, Edge, NeuronGroup
-from pages.ui import cached, graph, show
+from pages.ui import cached, graph, show, trust
 
 APP = str(Path(__file__).parents[1] / "app.py")
 PAGES = ("analyze", "circuit", "debug", "labels")
@@ -33,6 +36,11 @@ def in_address(app: AppTest, name: str) -> str | None:
     """A parameter of the address; AppTest holds lists."""
     values = app.query_params.get(name)
     return values[0] if isinstance(values, list) else values
+
+
+def written(app: AppTest) -> str:
+    """All HTML of a page, with its text as people read it."""
+    return unescape(" ".join(block.proto.body for block in app.get("html")))
 
 
 @pytest.fixture
@@ -149,6 +157,123 @@ class TestCircuit:
         assert {f"{LOGITS}/0", last} <= {group.id for group in chosen}
 
 
+class TestTrust:
+    @pytest.fixture
+    def report(self, run) -> dict:
+        made = hand_made.fidelity_report(run)
+        hand_made.write(made, cached.workspace().root)
+        return made
+
+    def test_before_a_check_it_says_so_with_the_price(self, run):
+        app = opened("circuit", run=run.id)
+        assert "○ not checked" in written(app)
+        assert re.search(r"Not checked yet.* About \d+ (s|min)\.", written(app))
+        assert not app.button(key="check_circuit").disabled
+
+    @pytest.mark.parametrize("refine", [False, True])
+    def test_the_button_starts_the_check_in_the_background(self, run, refine):
+        app = opened("circuit", run=run.id)
+        app.checkbox(key="refine").set_value(refine)
+        app.button(key="check_circuit").click().run()
+        (job,) = cached.jobs().all()
+        cached.jobs().cancel(job.id)
+        assert job.argv[: 2 + refine] == ("fidelity", run.id, "--refine")[: 2 + refine]
+        assert ("--refine" in job.argv) == refine
+
+    def test_the_verdict_stands_on_top_with_its_reasons_and_in_the_sidebar(self, run, report):
+        words = written(opened("circuit", run=run.id))
+        assert "✗</span> This circuit is not to be trusted" in words
+        for of in (report, *report["layers"]):
+            assert of["verdict"]["reasons"][0] in words
+        assert "✗ not to be trusted</div>" in words.partition("nf-card")[2]
+
+    @pytest.mark.parametrize(("trusted", "badge"), [(True, "✓ trusted"), (False, "✗ not to be trusted"), (None, "? undecided")])
+    def test_the_sidebar_tells_verdicts_apart_by_more_than_colour(self, run, report, trusted, badge):
+        changed = report | {"report": "newer", "created": "2026-02-01T00:00:00+00:00", "verdict": {"trusted": trusted, "reasons": []}}
+        hand_made.write(changed, cached.workspace().root)
+        assert badge in written(opened("labels", run=run.id))
+
+    def test_every_measure_is_a_chart_with_the_line_that_explains_it(self, run, report):
+        app = opened("circuit", run=run.id)
+        for name in [measure.name for measure in trust.MEASURES] + ["edge_correlation", "completeness_gap", "silhouette", "stability"]:
+            assert EXPLANATIONS[name] in written(app)
+        specs = [json.loads(chart.proto.spec) for chart in app.get("vega_lite_chart")]
+        assert len(specs) == len(trust.MEASURES) + 4
+        fields = [set(re.findall(r'"field": ?"(\w+)"', json.dumps(spec))) for spec in specs]
+        assert all({"layer", "value"} <= found for found in fields)
+        assert all({"low", "high", "mean"} <= found for found in fields[: len(trust.MEASURES)])
+
+    def test_numbers_carry_their_control_and_their_twin_in_one_cell(self, run, report):
+        (table,) = (frame.value for frame in opened("circuit", run=run.id).dataframe if "measure" in frame.value)
+        cells = {(row.measure, row.layer): row.value for row in table.itertuples()}
+        good = run.circuit.layers[1]
+        assert cells["Core silenced", good] == "0.12 · random 0.93 [0.88, 0.97] · twin 0.90"
+        assert cells["Concepts without their core", good] == "0.20 · random 0.80 [0.70, 0.90] · refined 0.15 · twin 0.80"
+        assert cells["Edge correlation, 5 neurons", good] == "0.60 [-0.30, 0.70] · twin -0.10"
+        assert cells["Edge correlation, 50 neurons", good].startswith("–")
+        assert cells["Completeness gap", good] == "0.01 · worst 0.04 · twin 0.01"
+
+    def test_a_report_without_twin_stability_and_most_figures_is_shown(self, run, report):
+        poor = [
+            layer | {"mask_core": None, "mask_random": None, "silhouette": None, "completeness_gap": None, "overlap_refined": None}
+            | {"edge_correlation": dict.fromkeys(trust.SIZES), "edge_correlation_interval": dict.fromkeys(trust.SIZES)}
+            for layer in report["layers"]
+        ]  # fmt: skip
+        changed = report | {"report": "poor", "created": "2026-02-01T00:00:00+00:00", "layers": poor, "twin": None, "stability": None}
+        hand_made.write(changed, cached.workspace().root)
+        app = opened("circuit", run=run.id)
+        assert not app.error
+        assert "Untrained twin:" not in written(app)
+
+    def test_what_is_measured_once_stands_beside_the_twin(self, run, report):
+        words = written(opened("circuit", run=run.id))
+        assert "Untrained twin: not to be trusted, as it should be" in words
+        assert "Logits vary over patches by 0.91 · twin 0.07." in words
+        assert "6 of 12 images predicted as the class are of it · chance 12 % · p 0.0004." in words
+
+    @pytest.mark.parametrize(
+        ("trusted", "said"),
+        [(True, "trusted, so these measures cannot tell a circuit from a network"), (None, "undecided, it cannot be analysed.")],
+    )
+    def test_a_twin_that_does_not_say_no_is_pointed_out(self, run, report, trusted, said):
+        twin = {"layers": [], "verdict": {"trusted": trusted, "reasons": ["it cannot be analysed."]}}
+        changed = report | {"report": "twin", "created": "2026-02-01T00:00:00+00:00", "twin": twin}
+        hand_made.write(changed, cached.workspace().root)
+        assert f"Untrained twin: {said}" in written(opened("circuit", run=run.id))
+
+    def test_reasons_and_layers_with_markup_stay_text(self, run, report):
+        evil = [layer | {"layer": EVIL, "verdict": {"trusted": False, "reasons": [EVIL]}} for layer in report["layers"]]
+        changed = report | {"report": "evil", "created": "2026-02-01T00:00:00+00:00", "layers": evil}
+        hand_made.write(changed, cached.workspace().root)
+        app = opened("circuit", run=run.id)
+        assert EVIL in written(app)
+        assert not [block for block in app.get("html") if "<img src=x" in block.proto.body]
+        assert not [block for block in app.markdown if "leak.example" in block.value]
+
+    def test_groups_and_lines_say_how_often_they_return(self, run, report):
+        edge = run.circuit.edges[0]
+        assert "returns in 8 of 10 rebuilds" in written(opened("circuit", run=run.id, group=edge.source))
+        assert any(
+            "returns in 3 of 10 rebuilds" in caption.value for caption in opened("circuit", run=run.id, edge=graph.edge_id(edge)).caption
+        )
+
+    def test_what_seldom_returns_is_pale_until_the_switch_is_turned(self, run, report):
+        app = opened("circuit", run=run.id)
+        assert "in how many of 10 circuits" in written(app)
+        app.toggle(key="show_stability").set_value(False).run()
+        assert "in how many of 10 circuits" not in written(app)
+
+
+def test_the_plain_grid_shows_every_image_by_logit_and_marks_the_wrong_ones(run):
+    (grid,) = (block.proto.body for block in opened("circuit", run=run.id).get("html") if 'class="nf-grid"' in block.proto.body)
+    cells = re.findall(r"<figcaption>(.*?)</figcaption>", grid)
+    assert len(cells) == len(run.circuit.images)
+    logits = [float(cell.rpartition(" ")[2]) for cell in cells]
+    assert logits == sorted(logits, reverse=True)
+    wrong = sum(image.true != run.circuit.target_index for image in run.circuit.images)
+    assert 0 < wrong == sum(cell.startswith("✗ ") for cell in cells) == grid.count("outline:3px")
+
+
 def by_hand(*edges: tuple[str, str, float]) -> Circuit:
     """A circuit of three layers with two groups in each below the logit."""
     layers = (LOGITS, "b", "a")
@@ -195,6 +320,22 @@ class TestDrawing:
         assert not re.search(r"<(?:script|link)[^>]*\s(?:src|href)=", page)
         assert "<img src=x" not in page
         assert '"title"' not in page.rpartition("<body>")[2].partition("new vis.Network")[0]  # pyvis would read tooltips as HTML
+
+    def test_what_seldom_returns_is_paler_and_doubted_layers_are_marked(self):
+        circuit = by_hand(("b/0", "logits/0", 0.5), ("b/1", "logits/0", 0.5))
+        drawing = graph.draw(circuit, circuit.groups, 0.0)
+        stability = graph.Stability(10, {"b/0": 1.0, "b/1": 0.2}, {"b/0>logits/0": 1.0, "b/1>logits/0": 0.2})
+        words = dict.fromkeys(drawing.groups, "")
+        page = graph.html(drawing, words, words, words, stability, ("b",))
+        nodes = {node["id"]: node for node in json.loads(re.search(r"nodes = new vis\.DataSet\((\[.*?\])\);", page)[1])}
+        edges = {edge["id"]: edge for edge in json.loads(re.search(r"edges = new vis\.DataSet\((\[.*?\])\);", page)[1])}
+        assert nodes["b/1"]["opacity"] < nodes["b/0"]["opacity"] == nodes["logits/0"]["opacity"] == 1.0
+        assert edges["b/1>logits/0"]["color"]["opacity"] < edges["b/0>logits/0"]["color"]["opacity"]
+        assert edges["b/1>logits/0"]["hint"].endswith("returns in 2 of 10 rebuilds")
+        assert nodes["row:b"]["label"] == "✗ b"
+        picture = graph.svg(drawing, words, dict.fromkeys(drawing.groups, "data:,"), stability, ("b",)).decode()
+        assert "✗ b" in picture
+        assert sorted(re.findall(r' opacity="([\d.]+)"', picture)) == ["0.52", "1.00", "1.00"]
 
     def test_the_svg_is_well_formed_and_holds_the_names_as_text(self):
         circuit = by_hand(("b/0", "logits/0", -0.5))

@@ -61,6 +61,17 @@ def _evaluation(root: str, evaluation_id: str) -> Evaluation:
     return Workspace(root).open_evaluation(evaluation_id)
 
 
+def fidelity(run_id: str) -> dict | None:
+    """The newest report on whether a run is to be trusted."""
+    folder = workspace().root / "fidelity"
+    return _fidelity(str(workspace().root), run_id, folder.stat().st_mtime if folder.is_dir() else 0.0)
+
+
+@st.cache_data(max_entries=16)
+def _fidelity(root: str, run_id: str, changed: float) -> dict | None:
+    return next(iter(Workspace(root).fidelity_reports(run_id)), None)
+
+
 @st.cache_resource
 def models() -> list[catalogue.ModelInfo]:
     """Every architecture that can be chosen by name."""
@@ -81,15 +92,15 @@ def thumbnail(path: str, changed: float, size: int = THUMBNAIL) -> str:
     return data_uri(image)
 
 
-def collage(run_id: str, group_id: str) -> str:
-    """Four patches of a group in one picture."""
-    return _collage(str(workspace().root), run_id, group_id)
+def collage(run_id: str, group_id: str, badge: str = "") -> str:
+    """Four patches of a group in one picture, with a few characters in its corner."""
+    return _collage(str(workspace().root), run_id, group_id, badge)
 
 
 @st.cache_data(max_entries=1000)
-def _collage(root: str, run_id: str, group_id: str) -> str:
+def _collage(root: str, run_id: str, group_id: str, badge: str) -> str:
     run = _run(root, run_id)
-    return graph.collage(run, run.circuit.group[group_id])
+    return graph.collage(run, run.circuit.group[group_id], badge)
 
 
 def data_uri(image) -> str:

@@ -47,6 +47,11 @@ def debug(run: Run, images: Path | str) -> Job:
     return _start("debug", f"Misleading groups of {run.circuit.target_name}", ["debug", run.id, "--images", str(images)])
 
 
+def fidelity(run: Run, refine: bool) -> Job:
+    """Check whether a run is to be trusted."""
+    return _start("fidelity", f"Check {run.circuit.target_name}", ["fidelity", run.id, *(["--refine"] if refine else [])])
+
+
 def latest(kind: str, *also: str) -> Job | None:
     """The newest job of some kinds that runs, or else the newest one if it failed."""
     jobs = [job for job in cached.jobs().all() if job.kind in (kind, *also)]

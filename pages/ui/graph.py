@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 import streamlit as st
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from pyvis.network import Network
 
 from neurflow_engine.records import Circuit, Edge, NeuronGroup
@@ -42,6 +42,23 @@ class Drawing:
     def groups(self) -> tuple[str, ...]:
         """All groups shown."""
         return tuple(group for row in self.rows for group in row)
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How often groups and edges return when the circuit is rebuilt."""
+
+    draws: int  # rebuilds
+    groups: Mapping[str, float]  # share of the rebuilds, 0..1, by group id
+    edges: Mapping[str, float]  # by edge id
+
+    def badge(self, share: float) -> str:
+        """E.g. "8/10"."""
+        return f"{round(share * self.draws)}/{self.draws}"
+
+    def words(self, share: float) -> str:
+        """E.g. "returns in 8 of 10 rebuilds"."""
+        return f"returns in {round(share * self.draws)} of {self.draws} rebuilds"
 
 
 def edge_id(edge: Edge) -> str:
@@ -154,13 +171,18 @@ def crossings(rows: Sequence[Sequence[str]], edges: Sequence[Edge]) -> int:
     return count
 
 
-def collage(run: Run, group: NeuronGroup, side: int = 128) -> str:
-    """Four patches of a group as one JPEG data URI."""
+def collage(run: Run, group: NeuronGroup, badge: str = "", side: int = 128) -> str:
+    """Four patches of a group as one JPEG data URI, with a few characters in its corner."""
     sheet = Image.new("RGB", (side, side), "white")
     half = side // 2
     for number, patch in enumerate(group.patches[:4]):
         with Image.open(run.patch_thumbnail(patch)) as picture:
             sheet.paste(picture.resize((half - 1, half - 1)), ((number % 2) * (half + 1), (number // 2) * (half + 1)))
+    if badge:
+        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(21)
+        width = pen.textlength(badge, font) + 12
+        pen.rounded_rectangle((side - width, side - 28, side + 8, side + 8), 8, fill="#1C2426")
+        pen.text((side - width / 2 + 1, side - 14), badge, "white", font, anchor="mm")
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -178,8 +200,13 @@ def _colour(edge: Edge) -> str:
     return ADDS if edge.weight >= 0 else TAKES
 
 
-def _opacity(edge: Edge) -> float:
-    return min(1.0, 0.12 + 2.2 * abs(edge.weight))
+def _opacity(edge: Edge, stability: Stability | None) -> float:
+    return min(1.0, 0.12 + 2.2 * abs(edge.weight)) * _solid(stability.edges.get(edge_id(edge)) if stability else None)
+
+
+def _solid(share: float | None) -> float:
+    """How opaque something is that returns in this share of the rebuilds; still to be seen where it never does."""
+    return 1.0 if share is None else 0.4 + 0.6 * share
 
 
 # the interactive graph
@@ -257,27 +284,47 @@ _BRIDGE = """<script>
 </script>"""
 
 
-def html(drawing: Drawing, names: Mapping[str, str], hints: Mapping[str, str], pictures: Mapping[str, str]) -> str:
-    """The interactive graph as one HTML page for the sandboxed frame; names and hints are plain text, by group id."""
+def html(
+    drawing: Drawing,
+    names: Mapping[str, str],
+    hints: Mapping[str, str],
+    pictures: Mapping[str, str],
+    stability: Stability | None = None,
+    doubted: Sequence[str] = (),
+) -> str:
+    """The interactive graph as one HTML page for the sandboxed frame.
+
+    Args:
+        names, hints: plain text by group id.
+        stability: groups and edges are the paler, the more seldom they return.
+        doubted: layers that are marked as not to be trusted.
+    """
     network = Network(height=f"{HEIGHT}px", width="100%", cdn_resources="in_line")
     for group, (x, y) in drawing.position.items():
-        network.add_node(group, label=_short(names[group]), shape="image", image=pictures[group], x=x, y=y, hint=hints[group])
+        node = {"label": _short(names[group]), "image": pictures[group], "hint": hints[group], "x": x, "y": y}
+        network.add_node(group, shape="image", opacity=_solid(stability.groups.get(group) if stability else None), **node)
     left = min(x for x, _ in drawing.position.values()) - COLUMN * 1.05
     for level, layer in enumerate(drawing.layers):
-        label = {"label": _short(layer, 22), "shape": "text", "x": left, "y": drawing.heights[level], "chosen": False}
+        label = {"label": _short(_marked(layer, doubted), 22), "shape": "text", "x": left, "y": drawing.heights[level], "chosen": False}
         network.add_node(f"row:{layer}", **label)
     for edge in drawing.edges:
         verb = "adds to" if edge.weight >= 0 else "takes away from"
+        share = stability.edges.get(edge_id(edge)) if stability else None
         network.add_edge(
             edge.source,
             edge.target,
             id=edge_id(edge),
             width=_width(edge),
-            color=dict.fromkeys(("color", "highlight", "hover"), _colour(edge)) | {"opacity": _opacity(edge)},
-            hint=f"{names[edge.source]} {verb} {names[edge.target]}\nweight {edge.weight:+.2f}",
+            color=dict.fromkeys(("color", "highlight", "hover"), _colour(edge)) | {"opacity": _opacity(edge, stability)},
+            hint=f"{names[edge.source]} {verb} {names[edge.target]}\nweight {edge.weight:+.2f}"
+            + ("" if share is None else f"\n{stability.words(share)}"),
         )
     network.set_options(json.dumps(_OPTIONS))
     return _hardened(network.generate_html())
+
+
+def _marked(layer: str, doubted: Sequence[str]) -> str:
+    return f"✗ {layer}" if layer in doubted else layer
 
 
 def _hardened(page: str) -> str:
@@ -365,8 +412,14 @@ def fingerprint(page: str) -> str:
 # the same drawing as a picture
 
 
-def svg(drawing: Drawing, names: Mapping[str, str], pictures: Mapping[str, str]) -> bytes:
-    """The graph as a self-contained SVG file."""
+def svg(
+    drawing: Drawing,
+    names: Mapping[str, str],
+    pictures: Mapping[str, str],
+    stability: Stability | None = None,
+    doubted: Sequence[str] = (),
+) -> bytes:
+    """The graph as a self-contained SVG file; arguments as for ``html``."""
     xs = [x for x, _ in drawing.position.values()]
     left, top = min(xs) - COLUMN * 2.2, -NODE
     width, height = max(xs) + COLUMN - left, drawing.heights[-1] + 3.2 * NODE
@@ -392,17 +445,18 @@ def svg(drawing: Drawing, names: Mapping[str, str], pictures: Mapping[str, str])
                 "fill": "none",
                 "stroke": _colour(edge),
                 "stroke-width": f"{_width(edge):.2f}",
-                "stroke-opacity": f"{_opacity(edge):.2f}",
+                "stroke-opacity": f"{_opacity(edge, stability):.2f}",
             },
         )
         ElementTree.SubElement(path, "title").text = _xml(f"{names[edge.source]} → {names[edge.target]}: {edge.weight:+.2f}")
     for group, (x, y) in drawing.position.items():
         box = {"x": f"{x - NODE / 2:.1f}", "y": f"{y - NODE / 2:.1f}", "width": str(NODE), "height": str(NODE)}
-        ElementTree.SubElement(root, "image", {**box, "href": pictures[group]})
+        opacity = _solid(stability.groups.get(group) if stability else None)
+        ElementTree.SubElement(root, "image", {**box, "href": pictures[group], "opacity": f"{opacity:.2f}"})
         ElementTree.SubElement(root, "rect", {**box, "fill": "none", "stroke": "#B8C2C2"})
         _text(root, x, y + NODE / 2 + 16, _short(names[group]), "middle")
     for level, layer in enumerate(drawing.layers):
-        _text(root, left + 12, drawing.heights[level], layer, "start", "#66727A")
+        _text(root, left + 12, drawing.heights[level], _marked(layer, doubted), "start", "#66727A")
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 

@@ -22,6 +22,7 @@ from neurflow_engine.records import LOGITS, NeuronGroup
 from neurflow_engine.store import Run
 from pages.ui import cached, session
 
+TRUSTED = {True: ("trusted", "✓"), False: ("not to be trusted", "✗"), None: ("undecided", "?")}
 ADDS, TAKES, GREY = "#D55E00", "#0072B2", "#8A9499"  # vermillion and blue differ with any colour vision
 MARK = "#E6007E"  # a box on a picture
 STATE_COLOURS = {LabelState.PENDING: "gray", LabelState.APPROVED: "green", LabelState.EDITED: "blue", LabelState.REJECTED: "red"}
@@ -57,6 +58,11 @@ _STYLE = f"""<style>
 .nf-bar {{ height: 6px; border-radius: 3px; background: color-mix(in srgb, currentColor 13%, transparent); overflow: hidden;
   margin: 3px 0 2px; }}
 .nf-bar > span {{ display: block; height: 100%; border-radius: 3px; }}
+.nf-keys {{ display: flex; flex-wrap: wrap; gap: 4px 22px; font-size: .82rem; opacity: .85; }}
+.nf-keys i {{ display: inline-block; margin-right: 7px; }}
+.nf-verdict {{ display: flex; gap: 10px; margin-top: .5rem; }} .nf-verdict > span {{ font-weight: 700; }}
+.nf-reason {{ font-size: .88rem; line-height: 1.4; opacity: .85; overflow-wrap: anywhere; }}
+.nf-card .nf-trust {{ opacity: 1; font-weight: 600; }}
 .nf-key {{ display: inline-block; width: 22px; height: 4px; border-radius: 2px; vertical-align: middle; margin: 0 5px 2px 0; }}
 </style>"""
 
@@ -192,6 +198,14 @@ def target_or_name(run: Run, group: NeuronGroup, labels: Mapping[str, Label]) ->
     return run.circuit.target_name if group.layer == LOGITS else group_name(group, labels)
 
 
+def trust(of: Mapping | None) -> tuple[str, str, str]:
+    """A verdict in words, its mark and its colour; ``of`` is a fidelity report, one of its layers, or None while nothing was checked."""
+    if of is None:
+        return "not checked", "○", GREY
+    decided = of["verdict"]["trusted"]
+    return *TRUSTED[decided], {True: accent(), False: ADDS, None: GREY}[decided]
+
+
 def place(group: NeuronGroup) -> str:
     """Where a group lies, in words."""
     count = len(group.neurons)
@@ -291,9 +305,19 @@ def gallery(picks: Sequence[Pick], selected: str | None, key: str, on_pick) -> N
 # charts
 
 
+def is_dark() -> bool:
+    """Whether the present theme is the dark one."""
+    return st.context.theme.type == "dark"
+
+
 def ink() -> str:
     """The colour of text in the present theme."""
-    return "#E4E9EA" if st.context.theme.type == "dark" else "#1C2426"
+    return "#E4E9EA" if is_dark() else "#1C2426"
+
+
+def accent() -> str:
+    """The colour of what is ours in the present theme."""
+    return "#2BA79B" if is_dark() else "#0F766E"
 
 
 def before_after(rows) -> alt.LayerChart:
