@@ -26,6 +26,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from statistics import median
 
 from neurflow_engine import progress as progress_
 from neurflow_engine.catalogue import list_models
@@ -334,7 +335,30 @@ def _fidelity(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     run = workspace.open_run(arguments.run)
     draws = fidelity.DRAWS if arguments.draws is None else arguments.draws
     report = fidelity.check(run, workspace, progress, arguments.device, draws, arguments.seed, arguments.refine)
-    return report, fidelity.as_text(report)
+    return report, _fidelity_text(report)
+
+
+def _fidelity_text(report: dict) -> str:
+    words = {True: "trusted", False: "NOT trusted", None: "cannot tell"}
+    header = f"{'layer':<20} {'core':>10}  {'class if core silenced':>24}  {'if only core left':>24}  {'concepts kept':>24}  edges   gap"
+    lines = [header]
+    for layer in report["layers"]:
+        edges = [value for value in layer["edge_correlation"].values() if value is not None]
+        refined = f" (refined {layer['overlap_refined']:.2f})" if "overlap_refined" in layer else ""
+        lines.append(
+            f"{layer['layer']:<20} {layer['n_tested']:>4} of {layer['n_core']:<3} {_against(layer, 'mask')}  {_against(layer, 'keep')}  "
+            f"{_against(layer, 'overlap')}  {f'{median(edges):+.2f}' if edges else '    -'}  "
+            f"{layer['completeness_gap']['median'] if layer['completeness_gap'] else 0:.2f}  {words[layer['verdict']['trusted']]}{refined}"
+        )
+        lines += [f"    {reason}" for reason in layer["verdict"]["reasons"] if not layer["verdict"]["trusted"]]
+    lines.append(f"untrained twin: {words[report['twin']['verdict']['trusted']]}")
+    lines.append(f"circuit: {words[report['verdict']['trusted']]}. {' '.join(report['verdict']['reasons'])}")
+    return "\n".join(lines)
+
+
+def _against(layer: dict, measure: str) -> str:
+    random = layer[f"{measure}_random"]
+    return f"{layer[f'{measure}_core']:.2f} vs {random['mean']:.2f} [{random['low']:.2f}, {random['high']:.2f}]".rjust(26)
 
 
 def _export(arguments, workspace: Workspace, progress) -> tuple[dict, str]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 from math import comb
 from pathlib import Path
@@ -21,6 +21,7 @@ from neurflow_engine.errors import InputError
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, Circuit, Neuron
 from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Run, Workspace, now, read_json, write_json, writing
+from neurflow_engine.verdict import discernment, judged, precision
 
 if TYPE_CHECKING:
     from neurflow_engine.knockouts import Knockouts, Step
@@ -33,9 +34,6 @@ NEXT_PATCHES, OTHER_PATCHES = 100, 50  # that compete with V_a for its places: t
 SIZES = (1, 5, 10, 20, 50)  # of the sets of lower neurons by which edges are tested
 PAIRS = 60  # pairs (upper neuron, set) per size, at least, where there are so many
 FEWEST_PAIRS = 10  # for a correlation
-LARGEST_GAP = 0.2  # median completeness gap of a layer that is trusted
-CLEARLY = 2.0  # times the untrained twin's figure
-BY_CHANCE = 0.01  # p-value up to which a class is told from others better than by chance
 TWIN_IMAGES = 10  # of the probe images, on which the untrained twin is analysed
 _EFFECT_PATCHES = 10  # of V_a, on which single knock-outs are measured
 _TRIALS, _ROUNDS = 8, 8  # swaps tried side by side, and how often, when a core is refined
@@ -247,11 +245,11 @@ class _Measurement:
         """What is left of the concepts of some upper neurons without their core, and how well edges foretell what sets of neurons do."""
         from neurflow_engine.knockouts import Step
 
-        step = Step(self.knockouts, upper, lower)
+        step = Step(self.knockouts, upper, lower, tick)
         circuit_neurons = sorted(core_by_importance(self.circuit)[lower])
         explained = [neuron for neuron in self.circuit.neurons if neuron.layer == upper and neuron.core]
         chosen = _chosen(explained, MOST_NEURONS, self.seed)
-        tick.total = 1 + len(chosen)
+        tick.total = len(chosen)
         shares, pairs, cores = [], {size: [] for size in SIZES}, []
         for number, neuron in enumerate(chosen):
             step.forget()
@@ -377,14 +375,11 @@ def _report(run: Run, workspace: Workspace, draft: Draft, progress: Progress, de
             draft.finished(name, time.monotonic() - began)
         return read_json(path)
 
-    figures = {"layers": _measured(run, device, draws, seed, refine, stage), "discernment": _rounded(discernment(run.activations(LOGITS)))}
+    figures = {"layers": _measured(run, device, draws, seed, refine, stage), "discernment": discernment(run.activations(LOGITS))}
     figures["precision"] = precision(run, workspace)
     twin = _twin(run, draft, progress, device, draws, seed, stage)
-    layer_verdicts = [layer_verdict(layer, _layer_of(twin, layer["layer"])) for layer in figures["layers"]]
-    figures["layers"] = [layer | {"verdict": own} for layer, own in zip(figures["layers"], layer_verdicts, strict=True)]
-    return {"draws": draws, "seed": seed, "refine": refine} | figures | {
-        "twin": twin, "stability": None, "verdict": run_verdict(figures, twin), "seconds": draft.seconds,
-    }  # fmt: skip
+    settings = {"draws": draws, "seed": seed, "refine": refine}
+    return settings | judged(figures, twin) | {"twin": twin, "stability": None, "seconds": draft.seconds}
 
 
 def _measured(run: Run, device: str, draws: int, seed: int, refine: bool, stage: Callable) -> list[dict]:
@@ -405,11 +400,9 @@ def _twin(run: Run, draft: Draft, progress: Progress, device: str, draws: int, s
         layers = _measured(twin_run, device, draws, seed, False, lambda name, *work: stage(f"twin {name}", *work))
     except InputError as error:
         return {"layers": [], "verdict": {"trusted": None, "reasons": [f"The untrained twin cannot be analysed: {error}"]}}
-    twin = {"target": twin_run.manifest["target"], "n_images": len(twin_run.circuit.images), "layers": layers}
-    twin |= {"discernment": _rounded(discernment(twin_run.activations(LOGITS))), "precision": None}
-    for layer in layers:
-        layer["verdict"] = layer_verdict(layer, layer)
-    return twin | {"verdict": run_verdict(twin, twin)}
+    figures = {"layers": layers, "discernment": discernment(twin_run.activations(LOGITS)), "precision": None}
+    described = {"target": twin_run.manifest["target"], "n_images": len(twin_run.circuit.images)}
+    return described | judged(figures, figures)
 
 
 def _twin_run(run: Run, workspace: Workspace, progress: Progress, device: str, seed: int) -> Run:
@@ -443,132 +436,6 @@ def _twin_run(run: Run, workspace: Workspace, progress: Progress, device: str, s
         None,
         progress,
     )
-
-
-def _layer_of(report: Mapping, name: str) -> dict | None:
-    return next((layer for layer in report["layers"] if layer["layer"] == name), None)
-
-
-def discernment(logits: np.ndarray) -> float:
-    """How differently a network answers to different patches: root mean square over classes of the standard deviation over patches.
-
-    Args:
-        logits: (n_patches, n_classes); what all classes share in a patch does not count.
-    """
-    centred = np.asarray(logits, float) - np.asarray(logits, float).mean(1, keepdims=True)
-    return float(np.sqrt(centred.var(0).mean()))
-
-
-def precision(run: Run, workspace: Workspace) -> dict | None:
-    """How often images predicted as the target are of that class, beside how often any image is: {"right", "of", "chance", "p_value"}.
-
-    One-sided binomial test over all images of known class in the run's data folder. None where that says nothing: the evaluation is gone,
-    no true class is known, or all images or none are of the target class.
-    """
-    from scipy.stats import binomtest
-
-    try:
-        predictions = workspace.open_evaluation(run.manifest["evaluation"]).predictions.dropna(subset="true")
-    except InputError:
-        return None
-    target = run.circuit.target_index
-    right = predictions.loc[predictions["predicted"] == target, "true"] == target
-    chance = float((predictions["true"] == target).mean()) if len(predictions) else 0.0
-    if not len(right) or chance in (0.0, 1.0):
-        return None
-    p_value = binomtest(int(right.sum()), len(right), chance, alternative="greater").pvalue
-    return {"right": int(right.sum()), "of": len(right), "chance": _rounded(chance), "p_value": float(p_value)}
-
-
-def layer_verdict(layer: Mapping, twin: Mapping | None) -> dict:
-    """Whether the figures of a layer bear what the circuit says of it: {"trusted": true, false or null, "reasons": sentences}.
-
-    Trusted is a layer whose core neurons matter more than matched random ones, to the class and to the concepts above, whose edges
-    foretell effects, whose attributions add up, and that does clearly more than in the untrained twin. Null: no figure speaks against it,
-    but one is missing.
-    """
-    effect, twin_effect = _effect(layer), _effect(twin) if twin else None
-    loses_class = layer["mask_core"] < layer["mask_random"]["low"] or layer["mask_core_margin"] < layer["mask_random_margin"]["low"]
-    intervals = [interval for interval in layer["edge_correlation_interval"].values() if interval]
-    gap = layer["completeness_gap"]
-    doubts = [
-        (loses_class, "Silencing the core neurons hurts the class no more than silencing random neurons."),
-        (layer["overlap_core"] < layer["overlap_random"]["low"], "Concepts above lose no more without their core than without others."),
-        (
-            sum(interval["low"] > 0 for interval in intervals) * 2 > len(intervals) if intervals else None,
-            "Edge weights do not foretell what silencing does." if intervals else "There are too few neurons to test the edges.",
-        ),
-        (
-            gap["median"] < LARGEST_GAP if gap else None,
-            f"Attributions do not add up (median gap {gap['median']:.2f})." if gap else "There is no completeness gap to look at.",
-        ),
-        (
-            effect > CLEARLY * max(0.0, twin_effect) if twin else None,
-            f"The core does not clearly more for the class ({effect:.2f} logits beyond random neurons) than in an untrained twin "
-            f"({twin_effect:.2f})." if twin else "There is no untrained twin to compare with.",
-        ),
-    ]  # fmt: skip
-    return _verdict(
-        doubts,
-        f"Silencing {layer['n_tested']} core neurons costs the class {effect:.2f} logits more than silencing random ones, concepts above "
-        f"keep {layer['overlap_core']:.0%} instead of {layer['overlap_random']['mean']:.0%} of their patches, and edges foretell effects.",
-    )
-
-
-def run_verdict(report: Mapping, twin: Mapping) -> dict:
-    """Whether a whole circuit is to be trusted, from its layers with their verdicts, its network and its untrained twin."""
-    found, known = report["precision"], "discernment" in twin
-    named = {answer: [layer["layer"] for layer in report["layers"] if layer["verdict"]["trusted"] is answer] for answer in (False, None)}
-    doubts = [
-        (
-            report["discernment"] > CLEARLY * twin["discernment"] if known else None,
-            f"The network tells patches apart hardly better than an untrained one (logits vary by {report['discernment']:.3f}, untrained "
-            f"{twin['discernment']:.3f})." if known else "There is no untrained twin to compare with.",
-        ),
-        (
-            found is None or found["p_value"] < BY_CHANCE,
-            f"Images predicted as the class are of that class no more often than by chance ({found['right']} of {found['of']}, "
-            f"{found['chance']:.0%} of all images are)." if found else "",
-        ),
-        (not named[False], f"Not to be trusted at {', '.join(named[False])}."),
-        (None if named[None] else True, f"Not to be judged at {', '.join(named[None])}."),
-    ]  # fmt: skip
-    return _verdict(doubts, "Every layer's core and edges stand their test against random neurons and an untrained twin.")
-
-
-def _verdict(doubts: Sequence[tuple[bool | None, str]], praise: str) -> dict:
-    held = [passed for passed, _ in doubts]
-    trusted = False if False in held else None if None in held else True
-    return {"trusted": trusted, "reasons": [praise] if trusted else [sentence for passed, sentence in doubts if not passed]}
-
-
-def _effect(layer: Mapping) -> float:
-    """What silencing the core takes from the class's margin beyond what random neurons take, in logits."""
-    return layer["mask_random_margin"]["mean"] - layer["mask_core_margin"]
-
-
-def as_text(report: Mapping) -> str:
-    """A report as a table for people, with its verdict."""
-    words = {True: "trusted", False: "NOT trusted", None: "cannot tell"}
-    header = f"{'layer':<20} {'core':>10}  {'class if core silenced':>24}  {'if only core left':>24}  {'concepts kept':>24}  edges   gap"
-    lines = [header]
-    for layer in report["layers"]:
-        edges = [value for value in layer["edge_correlation"].values() if value is not None]
-        refined = f" (refined {layer['overlap_refined']:.2f})" if "overlap_refined" in layer else ""
-        lines.append(
-            f"{layer['layer']:<20} {layer['n_tested']:>4} of {layer['n_core']:<3} {_against(layer, 'mask')}  {_against(layer, 'keep')}  "
-            f"{_against(layer, 'overlap')}  {f'{np.median(edges):+.2f}' if edges else '    -'}  "
-            f"{layer['completeness_gap']['median'] if layer['completeness_gap'] else 0:.2f}  {words[layer['verdict']['trusted']]}{refined}"
-        )
-        lines += [f"    {reason}" for reason in layer["verdict"]["reasons"] if not layer["verdict"]["trusted"]]
-    lines.append(f"untrained twin: {words[report['twin']['verdict']['trusted']]}")
-    lines.append(f"circuit: {words[report['verdict']['trusted']]}. {' '.join(report['verdict']['reasons'])}")
-    return "\n".join(lines)
-
-
-def _against(layer: Mapping, measure: str) -> str:
-    random = layer[f"{measure}_random"]
-    return f"{layer[f'{measure}_core']:.2f} vs {random['mean']:.2f} [{random['low']:.2f}, {random['high']:.2f}]".rjust(26)
 
 
 def _chosen(items: Sequence, most: int, seed: int) -> list:

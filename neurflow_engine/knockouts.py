@@ -103,9 +103,10 @@ class Knockouts:
 class Step:
     """One step of the circuit: what the neurons of the upper layer do when neurons of the next lower layer are zero."""
 
-    def __init__(self, knockouts: Knockouts, upper: str, lower: str):
+    def __init__(self, knockouts: Knockouts, upper: str, lower: str, tick: Stage):
+        """``tick``: of the stage that asks, which may be cancelled between two passes."""
         self._knockouts, self.lower, self.upper = knockouts, knockouts.run.layers[lower], knockouts.run.layers[upper]
-        self._segment = knockouts.segment(lower, upper)
+        self._segment, self._tick = knockouts.segment(lower, upper), tick
         self._held: dict[int, Tensor] = {}  # output of the lower layer by patch, with its axis of images: joining keeps the memory format
 
     def forget(self) -> None:
@@ -132,6 +133,7 @@ class Step:
                     variants = quieted(self.lower, torch.cat([cut] * len(rows)), masks)
                     output = pooled(self.upper, self._segment.repeated(variants, context, len(rows)))[:, list(neurons)]
                 found[np.ix_(list(rows), places)] = output.float().cpu().numpy().reshape(len(rows), len(places), -1)
+                self._tick.advance(0)
         return found
 
     def _at_cut(self, patches: Sequence[int]) -> tuple[Tensor, object]:

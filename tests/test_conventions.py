@@ -23,11 +23,13 @@ WITHOUT_TORCH = [
     "class_names",
     "concepts",
     "config",
+    "controls",
     "core_neurons",
     "cost",
     "demo",
     "demo.draw",
     "errors",
+    "fidelity",
     "groups",
     "images",
     "jobs",
@@ -35,7 +37,9 @@ WITHOUT_TORCH = [
     "progress",
     "records",
     "report",
+    "stability",
     "store",
+    "verdict",
 ]
 
 
