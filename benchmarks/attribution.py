@@ -157,7 +157,7 @@ def compared(text: str, settings: Settings, best: Peak, folder: Path) -> tuple:
         right = same(truth, theirs), same(truth, ours)
     return (
         name, f"{upper.name} <- {lower.name}", weights, len(concepts), captum_s, ours_s, captum_s / ours_s, cpu_ratio, same(theirs, ours),
-        *right, gap(theirs), gap({neuron: ours[neuron] for neuron in chosen}), "{}, power {}".format(*note["rule"]),
+        *right, gap(theirs), gap({neuron: ours[neuron] for neuron in chosen}), "{}, crowding {}".format(*note["rule"]),
         f"{again} of {first['pairs']}", floor, pass_clock.wall, n_rows,
     )  # fmt: skip
 

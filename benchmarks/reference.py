@@ -82,7 +82,7 @@ def _limits(work: Work, best) -> tuple[float, ...]:
 
 def _noted(step: dict) -> tuple[str, int, int]:
     (n_nodes, power), (first, *again) = step["rule"], step["passes"]
-    return f"{n_nodes}, power {power}", first["pairs"], sum(one["pairs"] for one in again)
+    return f"{n_nodes}, crowding {power}", first["pairs"], sum(one["pairs"] for one in again)
 
 
 def flags(arguments: argparse.Namespace, others: Sequence[str]) -> list[str]:
