@@ -5,6 +5,8 @@ In: items, a budget and what one item needs. Out: results of a function on conse
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from errno import ENOMEM
 from typing import TypeVar
 
 import psutil
@@ -17,6 +19,18 @@ BATCH = 16  # images in one forward pass on a CPU: with more, activations no lon
 _GPU_BATCH = 512
 _LEAST = 128 << 20  # bytes to work with, however low the limit is: less would not hold one image of common models
 _GPU_SHARE = 0.8  # of the free memory of a GPU
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "alloc_failed",  # cuBLAS and cuDNN
+    "could not create a primitive",  # oneDNN says no more, whatever the reason
+    "could not execute a primitive",
+)
+
+_WHAT_TO_DO = "close other programs, choose a smaller input size, or use a machine with more memory"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,10 +59,7 @@ class Capacity:
     def shrink(self) -> None:
         """Halve the size; raises MemoryLimitError when not even one item fits."""
         if self.size == 1:
-            raise MemoryLimitError(
-                "There is not enough memory to send a single image through the model; close other programs, choose a smaller "
-                "input size, or use a machine with more memory."
-            )
+            raise MemoryLimitError(f"There is not enough memory to send a single image through the model; {_WHAT_TO_DO}.")
         self.size //= 2
         gc.collect()
         if torch.cuda.is_available():
@@ -85,12 +96,25 @@ def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
     return None
 
 
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turns running out of memory where nothing can be made smaller any more into a MemoryLimitError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise MemoryLimitError(f"There is not enough memory to analyse this model; {_WHAT_TO_DO}.") from None
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     """CPU allocators raise plain RuntimeErrors; what they say differs between torch, its operators and the C++ library."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
+    if isinstance(error, OSError):
+        return error.errno == ENOMEM
     said = str(error).lower()
-    return any(words in said for words in ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "bad allocation"))
+    return any(words in said for words in _NO_MEMORY)
 
 
 def saved_bytes(work: Callable[[], Tensor]) -> int:

@@ -24,20 +24,19 @@ import torch
 from PIL import Image
 
 from neurflow_engine.activations import ProbePatches, forward_capacity, survey
-from neurflow_engine.attribution import Attribution
-from neurflow_engine.batching import budget, in_batches
-from neurflow_engine.concepts import SEMANTIC_GROUPS, clustered, concept
+from neurflow_engine.batching import budget, enough_memory, in_batches
+from neurflow_engine.circuit import assembled, explained
+from neurflow_engine.concepts import concept
 from neurflow_engine.config import AnalysisConfig, ModelConfig
-from neurflow_engine.core_neurons import core_neurons, core_weights, is_close_call
+from neurflow_engine.core_neurons import is_close_call
 from neurflow_engine.errors import DataError, LayerError, RunError
 from neurflow_engine.evaluation import data_manifest, evaluate, model_manifest
-from neurflow_engine.groups import edges_between, logit_group, neuron_groups, ranked
 from neurflow_engine.images import ImageBatches, cut_patches, match_classes, scan
 from neurflow_engine.layer_step import Attributions, LayerStep, Pairs, native_bfloat16
 from neurflow_engine.layers import Anatomy, examine
 from neurflow_engine.models import Classifier, load_classifier
 from neurflow_engine.progress import Progress, Silent
-from neurflow_engine.records import LOGITS, Edge, ImageSet, Layer, Neuron, NeuronGroup, ProbeImage, SemanticGroup
+from neurflow_engine.records import ImageSet, Layer, Neuron, NeuronGroup, ProbeImage
 from neurflow_engine.rows import Rows
 from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Run, Workspace, now, writing
 from neurflow_engine.tracing import folded
@@ -93,7 +92,8 @@ def analyze(config: AnalysisConfig, workspace: Workspace, out: Path | None = Non
     with workspace.draft(folder, fingerprint) as draft:
         if not _is_finished(folder, fingerprint):
             analysis = _Analysis(config, subject, target, layers, probe, mixed, draft, progress)
-            analysis.run(_known_activations(workspace, analysis.survey_key, layers))
+            with enough_memory():
+                analysis.run(_known_activations(workspace, analysis.survey_key, layers))
             draft.publish(_manifest(config, subject, evaluation, analysis, run_id, fingerprint))
     return Run(folder)
 
@@ -132,6 +132,7 @@ class _Analysis:
     ):
         self.config, self.target, self.layers, self.probe, self.draft, self.progress = config, target, layers, probe, draft, progress
         self.classifier = subject.classifier
+        self.target_name = subject.classifier.class_names[target]
         self.root = subject.image_set.root
         self.mixed = mixed
         parts = [METHOD, self.classifier.fingerprint, subject.image_set.fingerprint, [image.path for image in probe], config.granularities]
@@ -159,7 +160,7 @@ class _Analysis:
                         f"No neuron of {lower.name} has any effect on the chosen neurons of {upper.name} (all attributions are 0), so the "
                         f"circuit ends there; choose other layers."
                     )
-        self.stage("circuit", len(self.layers), self.circuit)
+        self.stage("circuit", None, self.circuit)
         self.stage("thumbnails", None, self.thumbnails)
         self.groups = self.draft.load_records("groups", NeuronGroup)
 
@@ -275,33 +276,15 @@ class _Analysis:
             tick.advance(pairs.count(batch))
 
     def circuit(self, tick) -> None:
-        """Groups of all layers, numbered by their importance for the layer above, and the edges between them."""
-        groups: list[NeuronGroup] = []
-        edges: list[Edge] = []
-        neurons: list[Neuron] = []
-        above: tuple[tuple[NeuronGroup, ...], tuple[Neuron, ...]] = ((), ())
-        importance: dict[str, float] = {}
-        for layer in self.layers:
-            own = self.draft.load_records(f"work/{layer.name}", Neuron)
-            if layer.name == LOGITS:
-                found, importance = (logit_group(LOGITS, own[0]),), {f"{LOGITS}/0": 1.0}
-            else:
-                representations = self.draft.load_array(f"work/{layer.name}")
-                found = neuron_groups(layer.name, own, representations, self.config.min_groups, self.config.max_groups)
-                found, between, importance = ranked(layer.name, found, edges_between(found, own, *above), importance)
-                edges += between
-            groups += found
-            neurons += own
-            above = (found, own)
-            tick.advance()
-        for name, records in (
-            ("images", self.probe),
-            ("patches", self.patches.patches),
-            ("neurons", neurons),
-            ("groups", groups),
-            ("edges", edges),
-        ):
-            self.draft.save_records(name, records)
+        """Groups of all layers and the edges between them."""
+        found = {
+            layer.name: (self.draft.load_records(f"work/{layer.name}", Neuron), self.draft.load_array(f"work/{layer.name}"))
+            for layer in self.layers
+        }
+        config = self.config
+        circuit = assembled(found, self.target_name, self.probe, self.patches.patches, config.min_groups, config.max_groups)
+        for name in ("images", "patches", "neurons", "groups", "edges"):
+            self.draft.save_records(name, getattr(circuit, name))
 
     def thumbnails(self, tick) -> None:
         """JPEGs in true colours: all probe images, and the patches of all groups."""
@@ -320,45 +303,6 @@ class _Analysis:
                 pixels = to_pixels(self.patches.cropped([patch], size)[0])
                 Image.fromarray(pixels).save(folder / f"patch-{patch}.jpg", quality=88)
                 tick.advance()
-
-
-def explained(
-    layer: str,
-    index: int,
-    patches: tuple[int, ...],
-    strength: np.ndarray,
-    vectors: np.ndarray,
-    attribution: Attribution | None,
-    tau: int,
-) -> tuple[Neuron, list[np.ndarray]]:
-    """One neuron with its core neurons and semantic groups, and the representation of each semantic group.
-
-    Args:
-        patches: the concept of the neuron.
-        strength: (n_patches of the concept,), activation of the neuron.
-        vectors: (n_patches of the concept, n_features), pooled activations of the next lower layer, by which the concept is divided.
-        attribution: one row per patch of the concept; None in the shallowest layer.
-    """
-    clustering = clustered(vectors, SEMANTIC_GROUPS)
-    channels = attribution.channels if attribution else None
-    core = core_neurons(channels, tau) if attribution else ()
-    semantic_groups, representations = [], []
-    for number in range(clustering.n_clusters):
-        rows = clustering.members(number)
-        own = tuple(patches[row] for row in rows)
-        semantic_groups.append(
-            SemanticGroup(
-                id=f"{layer}:{index}.{number}",
-                layer=layer,
-                neuron=index,
-                patches=own,
-                mean_activation=float(strength[rows].mean()),
-                weights=core_weights(channels[rows], core) if attribution else (),
-            )
-        )
-        representations.append(vectors[rows].mean(0))
-    gap = attribution.relative_gap if attribution else None
-    return Neuron(layer, index, patches, core, tuple(semantic_groups), clustering.silhouette, gap), representations
 
 
 def _known_activations(workspace: Workspace, survey_key: str, layers: Sequence[Layer]) -> dict[str, Path]:
@@ -421,7 +365,7 @@ def _manifest(config: AnalysisConfig, subject: Subject, evaluation: Evaluation, 
         "data": data_manifest(subject.image_set, len(evaluation.predictions), skipped),
         "evaluation": evaluation.id,
         "survey": analysis.survey_key,
-        "target": {"index": analysis.target, "name": classifier.class_names[analysis.target]},
+        "target": {"index": analysis.target, "name": analysis.target_name},
         "layers": [asdict(layer) for layer in analysis.layers],
         "configuration": config.model_dump(mode="json", exclude={"model"}),
         "seeds": {"probe_images": config.seed},
