@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from neurflow_engine import fidelity
+from neurflow_engine.__main__ import main
 from neurflow_engine.config import AnalysisConfig, ModelConfig
 from neurflow_engine.errors import DataError, InputError
 from neurflow_engine.fidelity import check, core_by_importance, correlation, margins, mean_weights, random_sets, refined, surviving_share
@@ -375,6 +377,25 @@ class TestReport:
     def test_leaves_no_run_but_its_own(self, report, small_run, demo_workspace):
         assert not any("lighthouse" in run.id for run in demo_workspace.runs())
         assert not (demo_workspace.fidelity_folder(report["report"]) / "work").exists()
+
+    def test_the_command_prints_the_report_and_a_table(self, report, small_run, demo_workspace, capsys):
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        arguments = ["fidelity", small_run.id, "--refine", "--draws", "20", "--device", "cpu", "--workspace", str(demo_workspace.root)]
+        capsys.readouterr()
+        try:
+            assert main([*arguments, "--json"]) == 0
+            assert json.loads(capsys.readouterr().out) == report
+            assert main(arguments) == 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        header, *lines = capsys.readouterr().out.splitlines()
+        assert header.split()[0] == "layer"
+        for layer in report["layers"]:
+            (line,) = [line for line in lines if line.startswith(f"{layer['layer']} ")]
+            assert f"{layer['mask_core']:.2f} vs {layer['mask_random']['mean']:.2f}" in line
+            assert ("NOT trusted" in line) is (layer["verdict"]["trusted"] is False)
+        assert "untrained twin: NOT trusted" in lines
 
     def test_one_draw_is_no_control(self, small_run, demo_workspace):
         with pytest.raises(InputError, match="1 random draws make no interval"):
