@@ -19,7 +19,7 @@ COLUMNS = ("module", "model", "input", "layers", "channel axis", "replay error",
 PASS = "pass"
 SMALLER = (128, 224)  # sides of smaller inputs, in pixels, in the order in which they are tried
 IMAGES = 2
-SECONDS = 900  # for one family
+SECONDS = 1800  # for one family
 REPLAY = 1e-5  # largest difference from the intact forward pass, relative to the largest output
 
 
@@ -133,19 +133,24 @@ def _circuit(config, classifier, folder: Path) -> str | None:
 
     from neurflow_engine.config import AnalysisConfig
     from neurflow_engine.debugging import Debugger
-    from neurflow_engine.images import open_image
+    from neurflow_engine.evaluation import evaluate
+    from neurflow_engine.images import match_classes, open_image, scan
+    from neurflow_engine.layers import examine
     from neurflow_engine.pipeline import analyze
+    from neurflow_engine.progress import Silent
     from neurflow_engine.store import Workspace
 
     paths = _draw(folder / "images")
     transform = classifier.preprocessing.transform()
     images = torch.stack([transform(open_image(path, classifier.preprocessing.in_chans)) for path in paths])
-    with torch.no_grad():
-        target = int(classifier.model(images)[0].argmax())
+    anatomy = examine(classifier, tuple(images.shape[1:]))
+    image_set = match_classes(scan(folder / "images"), classifier.class_names, classifier.class_names_source)
+    workspace = Workspace(folder / f"workspace-{config.random_weights}")
+    evaluation = evaluate(classifier, anatomy, image_set, workspace, Silent())
     settings = AnalysisConfig(
         model=config,
         data=folder / "images",
-        target=str(target),
+        target=str(evaluation.predictions["predicted"].mode()[0]),
         depth=2,
         tau=4,
         top_k=6,
@@ -154,7 +159,7 @@ def _circuit(config, classifier, folder: Path) -> str | None:
         completeness=1.0,
         device="cpu",
     )
-    run = analyze(settings, Workspace(folder / f"workspace-{config.random_weights}"))
+    run = analyze(settings, workspace)
     layers = list(run.layers)
     neurons = {layer: [neuron for neuron in run.circuit.neurons if neuron.layer == layer] for layer in layers}
     if len(layers) != 3 or not all(neurons.values()) or not run.circuit.edges:
@@ -276,7 +281,7 @@ def main() -> None:
     wanted = arguments.only or [family for family in families if not (arguments.missing and family in rows and rows[family].passed)]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["neurflow_engine.debugging"])  # torch and timm are loaded once
+    processes.set_forkserver_preload(["neurflow_engine.pipeline", "neurflow_engine.debugging"])  # torch and timm are loaded once
     for number, family in enumerate(wanted, start=1):
         row = in_own_process(family, processes)
         print(f"{number}/{len(wanted)} {family}: {row.verdict} ({row.seconds} s)", flush=True)
