@@ -236,8 +236,9 @@ class _Measurement:
             for row, neurons in enumerate([self.tested[layer], *self.controls[layer]]):
                 masks[row, list(neurons)] = False
             kept[layer] = np.concatenate([masks, ~masks])
-        intact = margins(self.knockouts.logits(self.images), self.circuit.target_index)
-        found = margins(self.knockouts.silenced_logits(self.images, kept, tick), self.circuit.target_index)
+        target = self.circuit.target_index
+        intact = margins(self.knockouts.logits(self.images), target)
+        found = self.knockouts.silenced_logits(self.images, kept, tick, lambda logits: margins(logits, target))
         shape = (2, 1 + self.draws)
         return (found > 0).mean(1).reshape(shape), (found - intact).mean(1).reshape(shape)
 

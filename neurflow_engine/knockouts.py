@@ -4,7 +4,7 @@ In: a finished run, its model, sets of neurons. Out: predictions on the probe im
 lies below the layer runs once per batch of images; only what lies above it runs again for every set.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -67,21 +67,27 @@ class Knockouts:
         outputs = [record(self.classifier, self.images(batch), [LOGITS])[LOGITS] for batch in in_batches(image_ids, BATCH)]
         return torch.cat(outputs).float().cpu().numpy()
 
-    def silenced_logits(self, image_ids: Sequence[int], kept: Mapping[str, np.ndarray], tick: Stage) -> np.ndarray:
+    def silenced_logits(
+        self,
+        image_ids: Sequence[int],
+        kept: Mapping[str, np.ndarray],
+        tick: Stage,
+        summary: Callable[[np.ndarray], np.ndarray] = lambda logits: logits,
+    ) -> np.ndarray:
         """Logits when some neurons of one or more layers are zero, for several variants of what is kept.
 
         Args:
             kept: by layer, (n_variants, n_channels) of bool: False where a neuron is zero at every position.
             tick: advanced by one per image and variant.
+            summary: what to hold of logits (n, n_classes), one entry per row: all of them take much room where there are many classes.
 
         Returns:
-            (n_variants, n_images, n_classes).
+            (n_variants, n_images, ...), without a summary (n_variants, n_images, n_classes).
         """
         lowest = [name for name in self.run.layers if name in kept][-1]
         segment, above = self.segment(lowest, LOGITS), [name for name in kept if name != lowest]
         n_variants = len(kept[lowest])
-        found = np.empty((n_variants, len(image_ids), self.run.layers[LOGITS].n_channels), np.float32)
-        done = 0
+        found, done = None, 0
         for batch in in_batches(image_ids, BATCH):
             images = self.images(batch)
             cut = record(self.classifier, images, [lowest])[lowest]
@@ -93,8 +99,10 @@ class Knockouts:
                         edit = lambda output, name=name: quieted(self.run.layers[name], output, masks[name])  # noqa: E731, B023
                         stack.enter_context(edited(self.classifier, name, edit))
                     variants = quieted(self.run.layers[lowest], torch.cat([cut] * len(rows)), masks[lowest])
-                    logits = segment.repeated(variants, context, len(rows)).float().cpu().numpy()
-                found[list(rows), done : done + len(batch)] = logits.reshape(len(rows), len(batch), -1)
+                    value = summary(segment.repeated(variants, context, len(rows)).float().cpu().numpy())
+                if found is None:
+                    found = np.empty((n_variants, len(image_ids), *value.shape[1:]), np.float32)
+                found[list(rows), done : done + len(batch)] = value.reshape(len(rows), len(batch), *value.shape[1:])
                 tick.advance(len(rows) * len(batch))
             done += len(batch)
         return found
