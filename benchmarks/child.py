@@ -1,7 +1,7 @@
 """One command of the engine in a process of its own, as the command line runs it, that also notes how its layer steps went.
 
-In: ``python -m benchmarks.child NOTES.json [--plain] analyze ...``. Out: what the command prints, and NOTES.json: for each upper layer the
-quadrature rule and the passes over its pairs. The other benchmarks start it; nobody needs to by hand.
+In: ``python -m benchmarks.child NOTES.json [--plain] analyze ...``. Out: what the command prints, and NOTES.json: its peak memory, and for
+each upper layer the quadrature rule and the passes over its pairs. The other benchmarks start it; nobody needs to by hand.
 """
 
 import json
@@ -54,6 +54,12 @@ def plainly() -> None:
     pipeline.folded = lambda *arguments, **options: nullcontext(0)
 
 
+def peak_mb() -> float:
+    """Largest resident set of this process, in MiB."""
+    with open("/proc/self/status", encoding="utf-8") as file:  # getrusage begins with the peak of the process that started this one
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / (1 << 10)
+
+
 if __name__ == "__main__":
     notes, *arguments = sys.argv[1:]
     with suppress(ValueError):
@@ -61,5 +67,5 @@ if __name__ == "__main__":
         plainly()
     with noted_steps() as steps:
         code = main(arguments)
-    Path(notes).write_text(json.dumps(steps), encoding="utf-8")
+    Path(notes).write_text(json.dumps({"steps": steps, "peak_mb": peak_mb()}), encoding="utf-8")
     sys.exit(code)

@@ -25,7 +25,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.measuring import machine, measured, own_peak_mb, photos, table
+from benchmarks.measuring import machine, measured, photos, table
 from neurflow_engine import demo
 from neurflow_engine.cost import predict
 from neurflow_engine.store import Evaluation, Workspace
@@ -68,9 +68,8 @@ def main() -> None:
         for point in (point for points in series.values() for point in points):
             if (model, *point.values()) not in read(kept):
                 append(kept, {"model": model} | point | run(point, arguments, others, Path(folder)))
-    own_mb = own_peak_mb()  # before torch is loaded, to describe the machine
     print(machine())
-    print(f"{arguments.model.name}; the measuring process had {own_mb:.0f} MB")
+    print(arguments.model)
     print(table(COLUMNS, lines(series, read(kept), model)))
 
 

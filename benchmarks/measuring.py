@@ -1,12 +1,7 @@
-"""What the benchmarks share: what this machine is and can do, work counted, an analysis measured in a process of its own, plain tables.
-
-Torch is loaded only by functions that need it: Linux lets a process begin with the peak memory of the one that started it, so whoever
-measures the memory of another process has to stay small itself.
-"""
+"""What the benchmarks share: what this machine is and can do, work counted, an analysis measured in a process of its own, plain tables."""
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -217,13 +212,8 @@ def measured(arguments: Sequence[str], workspace: Path, plain: bool = False) -> 
         if process.returncode:
             said.seek(0)
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {said.read().strip().splitlines()[-1:]}")
-        steps = json.loads(notes.read_text(encoding="utf-8"))
-        return Measured(json.loads(printed), steps, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / (1 << 10))
-
-
-def own_peak_mb() -> float:
-    """Largest resident set of this process: no measurement of a child can be lower."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10)
+        noted = json.loads(notes.read_text(encoding="utf-8"))
+        return Measured(json.loads(printed), noted["steps"], wall, usage.ru_utime + usage.ru_stime, noted["peak_mb"])
 
 
 def photos(folder: Path, n: int) -> list[Path]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.measuring import Measured, Work, machine, measured, own_peak_mb, peak, table, work_of, work_per_copy
+from benchmarks.measuring import Measured, Work, machine, measured, peak, table, work_of, work_per_copy
 from neurflow_engine.records import LOGITS
 
 REFERENCE = ("--crop-pct", "1.0", "--target", "387", "--layers", "bn2,blocks.6,blocks.5", "--max-images", "20")
@@ -81,8 +81,8 @@ def _limits(work: Work, best) -> tuple[float, ...]:
 
 
 def _noted(step: dict) -> tuple[str, int, int]:
-    (n_nodes, power), (first, *again) = step["rule"], step["passes"]
-    return f"{n_nodes}, crowding {power}", first["pairs"], sum(one["pairs"] for one in again)
+    (n_nodes, crowding), (first, *again) = step["rule"], step["passes"]
+    return f"{n_nodes}, crowding {crowding}", first["pairs"], sum(one["pairs"] for one in again)
 
 
 def flags(arguments: argparse.Namespace, others: Sequence[str]) -> list[str]:
@@ -111,8 +111,7 @@ def main() -> None:
     arguments, others = parser_of_analysis(__doc__).parse_known_args()
     with tempfile.TemporaryDirectory() as workspace:
         analysis = measured(["analyze", *flags(arguments, others)], Path(workspace))
-        note = f"(this process had {own_peak_mb():.0f} MB when it started the analysis)"
-        print(report(analysis), note)
+        print(report(analysis))
 
 
 if __name__ == "__main__":
