@@ -196,7 +196,7 @@ def test_the_trust_view_fits_and_the_graph_says_what_seldom_returns(page, width,
         page.get_by_role("tab", name="Trust").click()
         page.get_by_text("This circuit is not to be trusted").wait_for()
         charts = page.locator("[data-testid=stVegaLiteChart]:visible")
-        charts.locator("canvas, svg").first.wait_for()
+        charts.nth(10).locator("canvas, svg").first.wait_for()  # they are drawn one after the other
         assert charts.count() == 11
         for number in range(charts.count()):
             box = charts.nth(number).bounding_box()
