@@ -5,10 +5,12 @@ In: a classifier and an image set. Out: an ``Evaluation`` in the workspace.
 
 import hashlib
 import time
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
 
 from neurflow_engine.batching import BATCH
 from neurflow_engine.class_names import FOLDERS
@@ -19,8 +21,9 @@ from neurflow_engine.layers import Anatomy
 from neurflow_engine.models import Classifier, load_classifier
 from neurflow_engine.progress import Progress
 from neurflow_engine.records import LOGITS, ImageSet
+from neurflow_engine.speed import Speed, measure
 from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Run, Workspace, now
-from neurflow_engine.tracing import record
+from neurflow_engine.tracing import Place, record
 
 _DEEPEST = 12  # depths for which default layers are noted
 
@@ -33,7 +36,7 @@ def evaluate(
     Raises:
         DataError: no file of the set can be decoded.
     """
-    key = "\n".join([classifier.fingerprint, image_set.fingerprint, *classifier.class_names, image_set.label_rule])
+    key = "\n".join(["with speed", classifier.fingerprint, image_set.fingerprint, *classifier.class_names, image_set.label_rule])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     folder = workspace.evaluation_folder(fingerprint[:16])
     if not (folder / MANIFEST).is_file():
@@ -45,9 +48,10 @@ def evaluate(
 
 def _build(draft: Draft, classifier: Classifier, anatomy: Anatomy, image_set: ImageSet, progress: Progress, workers: int) -> None:
     began = time.monotonic()
-    table, skipped = _predictions(classifier, image_set, progress, workers)
+    table, skipped, few = _predictions(classifier, image_set, progress, workers)
     seconds = time.monotonic() - began
     draft.save_table("predictions", table)
+    speed = measure(classifier, few)
     draft.publish(
         {
             "schema": SCHEMA,
@@ -56,14 +60,19 @@ def _build(draft: Draft, classifier: Classifier, anatomy: Anatomy, image_set: Im
             "model": model_manifest(classifier),
             "data": data_manifest(image_set, len(table), skipped),
             "seconds_per_image": seconds / len(table),
-            "places": [
-                {"name": name, "n_channels": layer.n_channels, "shape": layer.shape, "stage": name in anatomy.stages}
-                for name in anatomy.places
-                for layer in (anatomy.layers[name],)
-            ],
+            "speed": {name: value for name, value in asdict(speed).items() if name != "before"},
+            "places": [_place(name, anatomy, speed) for name in anatomy.places],
             "default_layers": [anatomy.default(depth) for depth in range(1, _DEEPEST + 1)],
         }
     )
+
+
+def _place(name: str, anatomy: Anatomy, speed: Speed) -> dict:
+    """A layer as a manifest lists it, with the shares (0..1) of time and of bytes kept for gradients that lie before its output."""
+    layer = anatomy.layers[name]
+    share, kept = speed.before[Place.of(name).module]
+    is_stage = name in anatomy.stages
+    return {"name": name, "n_channels": layer.n_channels, "shape": layer.shape, "stage": is_stage, "share": share, "bytes": kept}
 
 
 def model_manifest(classifier: Classifier) -> dict:
@@ -108,12 +117,13 @@ def data_manifest(image_set: ImageSet, n_images: int, skipped: list[dict]) -> di
     }
 
 
-def _predictions(classifier: Classifier, image_set: ImageSet, progress: Progress, workers: int) -> tuple[pd.DataFrame, list[dict]]:
+def _predictions(classifier: Classifier, image_set: ImageSet, progress: Progress, workers: int) -> tuple[pd.DataFrame, list[dict], Tensor]:
     paths = [image.path for image in image_set.images]
     batches = ImageBatches(image_set.root, paths, classifier.preprocessing, BATCH, workers)
-    rows = []
+    rows, few = [], None
     with progress.stage("evaluate", total=len(image_set.images)) as tick:
         for indices, images in batches:
+            few = images if few is None else few
             logits = record(classifier, images.to(classifier.device), [LOGITS])[LOGITS].float().cpu()
             probabilities = logits.softmax(1)
             top = probabilities.topk(min(5, classifier.n_classes))
@@ -135,4 +145,4 @@ def _predictions(classifier: Classifier, image_set: ImageSet, progress: Progress
     if not all(isfinite(row["logit"]) for row in rows):
         raise DataError("The model gives logits that are not finite numbers on these images; its weights or preprocessing are broken.")
     table = pd.DataFrame(rows)
-    return table.astype({"true": "Int64"}), skipped
+    return table.astype({"true": "Int64"}), skipped, few

@@ -21,7 +21,7 @@ from neurflow_engine.core_neurons import core_neurons, core_weights
 from neurflow_engine.debugging import presence
 from neurflow_engine.groups import edges_between, logit_group, neuron_groups, ranked
 from neurflow_engine.layers import pooled
-from neurflow_engine.pipeline import explained
+from neurflow_engine.circuit import explained
 from neurflow_engine.records import LOGITS, Edge, Layer, Member, Neuron, NeuronGroup, SemanticGroup
 from neurflow_engine.tracing import Segment, record
 
