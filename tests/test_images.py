@@ -303,6 +303,16 @@ class TestImageBatches:
         assert len(list(batches)) == len(first)
         assert len(batches.skipped) == 4
 
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_goes_on_at_a_position_with_the_same_images_under_the_same_numbers(self, folder, workers):
+        whole, _ = self.batches(folder)
+        images = {index: image for indices, batch in whole for index, image in zip(indices, batch, strict=True)}
+        rest, batches = self.batches(folder, start=4, workers=workers)
+        assert [indices for indices, _ in rest] == [[4], [8, 9]]
+        assert all(torch.equal(image, images[index]) for indices, batch in rest for index, image in zip(indices, batch, strict=True))
+        assert [file.path for file in batches.skipped] == ["b/0.png", "b/1.png", "b/2.png"]
+        assert self.batches(folder, start=10)[0] == []
+
     def test_reading_does_not_move_the_global_random_state(self, folder):
         torch.manual_seed(0)
         before = torch.get_rng_state()

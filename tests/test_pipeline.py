@@ -12,6 +12,7 @@ from conftest import draw_images
 from PIL import Image
 from well_formed import assert_well_formed
 
+from neurflow_engine import pipeline
 from neurflow_engine.circuit_json import as_json
 from neurflow_engine.config import AnalysisConfig, ModelConfig
 from neurflow_engine.errors import DataError, RunError, WorkspaceError
@@ -240,6 +241,87 @@ class TestResumed:
         run = analyze(small_config, Workspace(workspace.root), progress=progress)
         assert progress.seconds == {}
         assert result(run) == result(small_run)
+
+
+class TestReused:
+    """Activations that another run found on the same patches are not computed again."""
+
+    @pytest.fixture
+    def surveyed(self, monkeypatch):
+        """Names of the layers for which patches were sent through the network, batch by batch."""
+        found, survey = [], pipeline.survey
+
+        def watched(probe, ids, activations, maps, capacity, tick):
+            found.append([layer.name for layer in activations])
+            survey(probe, ids, activations, maps, capacity, tick)
+
+        monkeypatch.setattr(pipeline, "survey", watched)
+        return found
+
+    @staticmethod
+    def same_file(run: Run, other: Run, layer: str) -> bool:
+        return run.activations_file(layer).samefile(other.activations_file(layer))
+
+    def test_with_another_bound_on_core_neurons(self, small_run, small_config, demo_workspace, surveyed, tmp_path):
+        other = small_config.model_copy(update={"tau": 5})
+        run = analyze(other, demo_workspace, tmp_path / "reused")
+        assert surveyed == []
+        assert all(self.same_file(run, small_run, layer) for layer in small_run.layers)
+        assert cores(run) == cores(analyze(other, Workspace(tmp_path / "anew")))
+        assert surveyed
+
+    def test_with_another_depth_only_the_new_layer_is(self, small_run, small_config, demo_workspace, surveyed, tmp_path):
+        other = small_config.model_copy(update={"depth": 4, "tau": 3})
+        run = analyze(other, demo_workspace, tmp_path / "reused")
+        (new,) = set(run.layers) - set(small_run.layers)
+        assert surveyed == [[new]] * len(surveyed) != []
+        assert [layer for layer in run.layers if layer != new and not self.same_file(run, small_run, layer)] == []
+        assert cores(run) == cores(analyze(other, Workspace(tmp_path / "anew")))
+
+    def test_not_when_an_image_changed(self, small_run, small_config, demo_workspace, surveyed, tmp_path):
+        shutil.copytree(small_config.data, tmp_path / "images")
+        path = tmp_path / "images" / small_run.circuit.images[0].path
+        Image.open(path).rotate(3).save(path)
+        run = analyze(small_config.model_copy(update={"data": tmp_path / "images", "depth": 1}), demo_workspace, tmp_path / "run")
+        assert surveyed
+        assert not any(self.same_file(run, small_run, layer) for layer in run.layers)
+
+    def test_maps_that_an_interrupted_attempt_began_are_not_taken_for_whole(
+        self, small_run, small_config, demo_workspace, tmp_path, monkeypatch
+    ):
+        """Interrupted among the patches; then a run of the same patches is finished, and the first goes on with its activations."""
+        monkeypatch.setattr("neurflow_engine.store._NOTE_EVERY", 0.0)
+        monkeypatch.setattr(pipeline, "_IMAGES", 1)
+
+        class StopsInside(Silent):
+            def _moved(self, stage):
+                if stage.name == "activations" and stage.done > stage.total / 2:
+                    self.stop()
+
+        workspace, other = Workspace(tmp_path / "workspace"), small_config.model_copy(update={"tau": 5})
+        with pytest.raises(Cancelled):
+            analyze(small_config, workspace, progress=StopsInside())
+        assert list(workspace.root.rglob("map-layer4.npy"))
+        analyze(other, workspace)
+        assert cores(analyze(small_config, workspace)) == cores(small_run)
+
+
+def cores(run: Run) -> dict[tuple[str, int], set[int]]:
+    return {(neuron.layer, neuron.index): set(neuron.core) for neuron in run.circuit.neurons}
+
+
+class TestPrecision:
+    def test_gradients_in_bfloat16_find_the_core_neurons_of_float32(self, small_config, demo_workspace, tmp_path, monkeypatch):
+        """Emulated where the processor has none: what counts is the rounding."""
+        monkeypatch.setattr(pipeline, "native_bfloat16", lambda device: True)
+        mixed = analyze(small_config, demo_workspace, tmp_path / "mixed")
+        exact = analyze(small_config.model_copy(update={"precision": "float32"}), demo_workspace, tmp_path / "exact")
+        assert (mixed.manifest["precision"], exact.manifest["precision"]) == ("bfloat16 gradients, float32 decisions", "float32")
+        assert cores(mixed) == cores(exact)
+        weights = [
+            [w for neuron in run.circuit.neurons for group in neuron.semantic_groups for w in group.weights] for run in (mixed, exact)
+        ]
+        assert weights[0] != weights[1]
 
 
 class TestTwoAtOnce:
