@@ -213,13 +213,14 @@ class TestTrust:
         assert cells["Edge correlation, 50 neurons", good].startswith("–")
         assert cells["Completeness gap", good] == "0.01 · worst 0.04 · twin 0.01"
 
-    def test_a_report_without_twin_stability_and_most_figures_is_shown(self, run, report):
+    @pytest.mark.parametrize("nothing", [None, {"draws": 0, "groups": {}, "edges": {}}])
+    def test_a_report_without_twin_stability_and_most_figures_is_shown(self, run, report, nothing):
         poor = [
             layer | {"mask_core": None, "mask_random": None, "silhouette": None, "completeness_gap": None, "overlap_refined": None}
             | {"edge_correlation": dict.fromkeys(trust.SIZES), "edge_correlation_interval": dict.fromkeys(trust.SIZES)}
             for layer in report["layers"]
         ]  # fmt: skip
-        changed = report | {"report": "poor", "created": "2026-02-01T00:00:00+00:00", "layers": poor, "twin": None, "stability": None}
+        changed = report | {"report": "poor", "created": "2026-02-01T00:00:00+00:00", "layers": poor, "twin": None, "stability": nothing}
         hand_made.write(changed, cached.workspace().root)
         app = opened("circuit", run=run.id)
         assert not app.error
