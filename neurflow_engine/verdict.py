@@ -11,7 +11,7 @@ from neurflow_engine.errors import InputError
 from neurflow_engine.store import Run, Workspace
 
 LARGEST_GAP = 0.2  # median completeness gap of a layer that is trusted
-CLEARLY = 2.0  # times the untrained twin's figure
+CLEARLY = 2.0  # times the discernment of the untrained twin
 BY_CHANCE = 0.01  # p-value up to which a class is told from others better than by chance
 
 Doubt = tuple[bool | None, str]  # whether a test is passed (None: it cannot be made), and the sentence for when it is not
@@ -80,7 +80,8 @@ def _doubts_of_the_network(figures: Mapping, twin: Mapping) -> list[Doubt]:
         doubts.append((None, "There is no untrained twin to compare with."))
     else:
         sentence = (
-            f"The network tells patches apart hardly better than an untrained one (its logits vary by {own:.3f}, not {untrained:.3f})."
+            f"The network tells patches apart hardly better than an untrained one (its logits vary by {own:.3f}, "
+            f"those of the twin by {untrained:.3f})."
         )
         doubts.append((own > CLEARLY * untrained, sentence))
     if found:
@@ -93,7 +94,7 @@ def _doubts_of_the_network(figures: Mapping, twin: Mapping) -> list[Doubt]:
 
 
 def _layer_verdict(layer: Mapping, twin: Mapping | None, network: Sequence[Doubt]) -> dict:
-    effect = _effect(layer)
+    effect = layer["mask_random_margin"]["mean"] - layer["mask_core_margin"]  # on the margin, beyond what random neurons do
     loses_class = layer["mask_core"] < layer["mask_random"]["low"] or layer["mask_core_margin"] < layer["mask_random_margin"]["low"]
     doubts: list[Doubt] = [
         (loses_class, "Silencing the core neurons hurts the class no more than silencing random neurons."),
@@ -111,11 +112,12 @@ def _layer_verdict(layer: Mapping, twin: Mapping | None, network: Sequence[Doubt
     if gap := layer["completeness_gap"]:
         doubts.append((gap["median"] < LARGEST_GAP, f"The attributions behind the edges do not add up (median gap {gap['median']:.2f})."))
     if twin:
+        most = twin["mask_random_margin"]["high"] - twin["mask_core_margin"]
         sentence = (
-            f"The core does not do clearly more for the class ({effect:.2f} logits beyond random neurons) than in an untrained twin "
-            f"({_effect(twin):.2f})."
+            f"The core does not do clearly more for the class ({effect:.2f} logits beyond random neurons) than in an untrained twin (up to "
+            f"{most:.2f})."
         )
-        doubts.append((effect > CLEARLY * max(0.0, _effect(twin)), sentence))
+        doubts.append((effect > max(0.0, most), sentence))
     return _verdict(
         [*doubts, *network],
         f"Silencing {layer['n_tested']} core neurons costs the class {effect:.2f} logits more than silencing random ones, concepts of the "
@@ -128,8 +130,3 @@ def _verdict(doubts: Sequence[Doubt], praise: str) -> dict:
     held = [passed for passed, _ in doubts]
     trusted = False if False in held else None if None in held else True
     return {"trusted": trusted, "reasons": [praise] if trusted else [sentence for passed, sentence in doubts if not passed]}
-
-
-def _effect(layer: Mapping) -> float:
-    """What silencing the core takes from the class's margin beyond what random neurons take, in logits."""
-    return layer["mask_random_margin"]["mean"] - layer["mask_core_margin"]
