@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from neurflow_engine import demo
 from neurflow_engine.circuit_json import as_json
+from neurflow_engine.pipeline import analyze
+from neurflow_engine.progress import Silent
 from neurflow_engine.store import Run, Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +38,14 @@ def stages(partial: Path) -> list[str]:
 
 def killed_after(stage: str | None, arguments: list[str], partial: Path) -> None:
     """Start the command and kill it as soon as a stage is noted as finished (None: as soon as there is anything of the run)."""
+    killed_when(lambda: stage in stages(partial) if stage else partial.exists(), arguments)
+
+
+def killed_when(moment: Callable[[], bool], arguments: list[str]) -> None:
+    """Start the command and kill it at the moment."""
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not (stage in stages(partial) if stage else partial.exists()):
+    while not moment():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -106,3 +114,48 @@ def test_killed_it_goes_on_after_the_last_finished_stage_to_the_same_result(mome
     assert moments == [None] or survivors
     assert {name: now[name] for name in survivors} == survivors
     assert set(now) == set(contents(demo_run.folder))
+
+
+# The command with a note after every batch, so that there is a middle to be killed in.
+NOTING = """
+import sys
+from neurflow_engine import __main__, pipeline, store
+store._NOTE_EVERY, pipeline._IMAGES = 0.0, 2
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+class Watched(Silent):
+    """How far each stage was when it first moved."""
+
+    def __init__(self):
+        super().__init__()
+        self.first: dict[str, int] = {}
+
+    def _moved(self, stage):
+        self.first.setdefault(stage.name, stage.done)
+
+
+@pytest.mark.slow
+def test_killed_inside_a_stage_it_goes_on_in_the_middle_of_it(evaluated, demo_run, demo_images, demo_config):
+    folder = evaluated.run_folder(demo_run.id)
+    partial = folder.with_name(f"{folder.name}.partial")
+    arguments = [sys.executable, "-c", NOTING, *command(demo_images, evaluated)[3:]]
+    for stage in ("activations", "layer4"):
+        killed_when(lambda stage=stage: progress(partial).get(stage, 0) > 0, arguments)
+        assert stage not in stages(partial)
+    done = progress(partial)
+    assert done["activations"] == 12
+    watched = Watched()
+    run = analyze(demo_config, evaluated, progress=watched)
+    assert result(run) == result(demo_run)
+    assert "activations" not in watched.first  # it was finished by the second process
+    assert 0 < done["layer4"] < watched.first["layer4"]  # pairs of the patches that were done
+
+
+def progress(partial: Path) -> dict[str, int]:
+    """How far each stage is noted to be."""
+    try:
+        return json.loads((partial / "stages.json").read_text())["progress"]
+    except FileNotFoundError:
+        return {}
