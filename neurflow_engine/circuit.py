@@ -3,7 +3,7 @@
 In: concepts, pooled activations and attributions of the explained neurons. Out: the ``Circuit``. Knows no network.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -58,14 +58,14 @@ def assembled(
     target_name: str,
     images: Sequence[ProbeImage],
     patches: Sequence[Patch],
-    min_groups: int,
-    max_groups: int,
+    n_groups: Callable[[str], tuple[int, int]],
 ) -> Circuit:
     """Group the explained neurons of all layers and join the groups; those of a layer are numbered by their importance for the one above.
 
     Args:
         found: by layer, logits first, then deepest to shallowest: the explained neurons, and the representations of their semantic
             groups, (n_semantic_groups, n_features).
+        n_groups: least and most neuron groups of a layer, given its name.
     """
     groups: list[NeuronGroup] = []
     edges: list[Edge] = []
@@ -76,7 +76,7 @@ def assembled(
         if layer == LOGITS:
             grouped, importance = (logit_group(LOGITS, own[0]),), {f"{LOGITS}/0": 1.0}
         else:
-            grouped = neuron_groups(layer, own, representations, min_groups, max_groups)
+            grouped = neuron_groups(layer, own, representations, *n_groups(layer))
             grouped, between, importance = ranked(layer, grouped, edges_between(grouped, own, *above), importance)
             edges += between
         groups += grouped

@@ -10,9 +10,10 @@ from math import isfinite
 from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import Tensor
 
-from neurflow_engine.batching import BATCH
+from neurflow_engine.batching import BATCH, Capacity, fitting
 from neurflow_engine.class_names import FOLDERS
 from neurflow_engine.config import ModelConfig
 from neurflow_engine.errors import DataError, RunError
@@ -117,14 +118,19 @@ def data_manifest(image_set: ImageSet, n_images: int, skipped: list[dict]) -> di
     }
 
 
+def _logits(classifier: Classifier, images: Tensor) -> Tensor:
+    return record(classifier, images.to(classifier.device), [LOGITS])[LOGITS].float().cpu()
+
+
 def _predictions(classifier: Classifier, image_set: ImageSet, progress: Progress, workers: int) -> tuple[pd.DataFrame, list[dict], Tensor]:
     paths = [image.path for image in image_set.images]
     batches = ImageBatches(image_set.root, paths, classifier.preprocessing, BATCH, workers)
     rows, few = [], None
+    capacity = Capacity(classifier.device, BATCH, 1)
     with progress.stage("evaluate", total=len(image_set.images)) as tick:
         for indices, images in batches:
             few = images if few is None else few
-            logits = record(classifier, images.to(classifier.device), [LOGITS])[LOGITS].float().cpu()
+            logits = torch.cat([found for _, found in fitting(images, capacity, lambda some: _logits(classifier, some))])
             probabilities = logits.softmax(1)
             top = probabilities.topk(min(5, classifier.n_classes))
             for row, index in enumerate(indices):

@@ -20,13 +20,14 @@ from neurflow_engine.controls import matched_neurons, spread
 from neurflow_engine.errors import InputError
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, Circuit, Neuron
+from neurflow_engine.stability import stability
 from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Run, Workspace, now, read_json, write_json, writing
 from neurflow_engine.verdict import discernment, judged, precision
 
 if TYPE_CHECKING:
     from neurflow_engine.knockouts import Knockouts, Step
 
-METHOD = 1  # raised when the same run and settings would give other figures than before
+METHOD = 2  # raised when the same run and settings would give other figures than before
 DRAWS = 50  # random neuron sets in a control
 MOST_IMAGES = 50  # probe images that are predicted again; a seeded choice where a run has more
 MOST_NEURONS = 4  # neurons of an upper layer whose concepts are measured
@@ -34,6 +35,7 @@ NEXT_PATCHES, OTHER_PATCHES = 100, 50  # that compete with V_a for its places: t
 SIZES = (1, 5, 10, 20, 50)  # of the sets of lower neurons by which edges are tested
 PAIRS = 60  # pairs (upper neuron, set) per size, at least, where there are so many
 FEWEST_PAIRS = 10  # for a correlation
+REBUILDS = 10  # circuits from random halves of the probe images
 TWIN_IMAGES = 10  # of the probe images, on which the untrained twin is analysed
 _EFFECT_PATCHES = 10  # of V_a, on which single knock-outs are measured
 _TRIALS, _ROUNDS = 8, 8  # swaps tried side by side, and how often, when a core is refined
@@ -58,8 +60,8 @@ EXPLANATIONS = {
     "completeness_gap": "How far the attributions behind the edges are from adding up to the neuron's activation: 0 is exact "
     "(Sundararajan et al. 2017).",
     "silhouette": "How distinct the neuron groups of a layer are, -1 to 1 (Rousseeuw 1987).",
-    "stability": "How often a group or an edge returns when the circuit is rebuilt on random halves of the probe images (stability "
-    "selection, Meinshausen and Buehlmann 2010).",
+    "stability": "How often a group or an edge returns when the circuit is rebuilt on random halves of the probe images, with "
+    "the same numbers of groups (after Hennig 2007).",
     "twin": "The same measures on the same architecture with untrained weights: what a network shows that has learned nothing (Adebayo et "
     "al. 2018).",
     "discernment": "How differently the network answers to different patches: standard deviation of its logits over patches, to be "
@@ -378,9 +380,19 @@ def _report(run: Run, workspace: Workspace, draft: Draft, progress: Progress, de
 
     figures = {"layers": _measured(run, device, draws, seed, refine, stage), "discernment": discernment(run.activations(LOGITS))}
     figures["precision"] = precision(run, workspace)
+    returning = stage("stability", None, lambda tick: _stability(run, device, draft.folder / Draft.WORK / "rebuilt", seed, tick))
     twin = _twin(run, draft, progress, device, draws, seed, stage)
     settings = {"draws": draws, "seed": seed, "refine": refine}
-    return settings | judged(figures, twin) | {"twin": twin, "stability": None, "seconds": draft.seconds}
+    return settings | judged(figures, twin) | {"twin": twin, "stability": returning, "seconds": draft.seconds}
+
+
+def _stability(run: Run, device: str, folder: Path, seed: int, tick) -> dict | None:
+    """How often groups and edges return in circuits from random halves of the probe images; None where there are too few images."""
+    from neurflow_engine.evaluation import classifier_of
+    from neurflow_engine.rebuilding import halves, rebuilt
+
+    parts = halves(len(run.circuit.images), REBUILDS, seed)
+    return stability(run.circuit, rebuilt(run, classifier_of(run, device), parts, folder, tick)) if parts else None
 
 
 def _measured(run: Run, device: str, draws: int, seed: int, refine: bool, stage: Callable) -> list[dict]:

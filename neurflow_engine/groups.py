@@ -23,15 +23,16 @@ def neuron_groups(
     Args:
         neurons: the explained neurons of the layer.
         representations: (n_semantic_groups, n_features), in the order of the neurons and their semantic groups.
-        min_groups: smallest number of groups tried where the layer has at least four times as many semantic groups, else fewer. The
-            silhouette alone likes to say two, object and background, which tells people little.
+        min_groups: smallest number of groups tried where the layer has at least four times as many semantic groups, else fewer; with
+            ``max_groups`` the same it is the number. The silhouette alone likes to say two, object and background, which tells little.
         max_groups: largest number of groups tried.
 
     Returns:
         Groups in order of first appearance; their ids hold this order until ``ranked`` gives them their place.
     """
     semantic_groups = [group for neuron in neurons for group in neuron.semantic_groups]
-    clustering = clustered(representations, range(max(2, min(min_groups, len(semantic_groups) // _MEMBERS)), max_groups + 1))
+    fewest = min_groups if min_groups == max_groups else max(2, min(min_groups, len(semantic_groups) // _MEMBERS))
+    clustering = clustered(representations, range(fewest, max_groups + 1))
     return tuple(
         _neuron_group(f"{layer}/{number}", layer, clustering.members(number), semantic_groups, representations, clustering.silhouettes)
         for number in range(clustering.n_clusters)

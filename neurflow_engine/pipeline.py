@@ -281,8 +281,8 @@ class _Analysis:
             layer.name: (self.draft.load_records(f"work/{layer.name}", Neuron), self.draft.load_array(f"work/{layer.name}"))
             for layer in self.layers
         }
-        config = self.config
-        circuit = assembled(found, self.target_name, self.probe, self.patches.patches, config.min_groups, config.max_groups)
+        n_groups = self.config.min_groups, self.config.max_groups
+        circuit = assembled(found, self.target_name, self.probe, self.patches.patches, lambda layer: n_groups)
         for name in ("images", "patches", "neurons", "groups", "edges"):
             self.draft.save_records(name, getattr(circuit, name))
 

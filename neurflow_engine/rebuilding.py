@@ -38,7 +38,8 @@ def halves(n_images: int, draws: int, seed: int) -> list[tuple[int, ...]]:
 
 
 def rebuilt(run: Run, classifier: Classifier, image_sets: Sequence[Sequence[int]], folder: Path, tick: Stage) -> list[Circuit]:
-    """The circuit from each set of probe images, by the run's own settings; concepts are as large a part of the patches as in the run.
+    """The circuit from each set of probe images, by the run's own settings and with its numbers of groups; concepts are as large a part of
+    the patches as in the run.
 
     Args:
         image_sets: indices of the run's probe images.
@@ -57,11 +58,9 @@ def rebuilt(run: Run, classifier: Classifier, image_sets: Sequence[Sequence[int]
         for upper, lower in zip(layers, (*layers[1:], None), strict=True):
             _explain(run, probe, upper, lower, image_sets, to_explain, circuits, folder, tick)
             to_explain = [tuple(sorted({core for neuron in circuit[upper.name][0] for core in neuron.core})) for circuit in circuits]
-    least, most = (run.manifest["configuration"][name] for name in ("min_groups", "max_groups"))
-    circuit = run.circuit
-    return [
-        assembled(found, circuit.target_name, circuit.images, circuit.patches, least, most) for found in circuits if all(found.values())
-    ]
+    name, images, patches = run.circuit.target_name, run.circuit.images, run.circuit.patches
+    n_groups = {layer.name: (len(run.circuit.groups_of(layer.name)),) * 2 for layer in layers}
+    return [assembled(found, name, images, patches, n_groups.get) for found in circuits if all(found.values())]
 
 
 def _probe(run: Run, classifier: Classifier, folder: Path) -> ProbePatches:

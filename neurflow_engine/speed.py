@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from neurflow_engine.batching import BATCH, saved_bytes, unless_out_of_memory
+from neurflow_engine.batching import BATCH, Capacity, saved_bytes, unless_out_of_memory
 from neurflow_engine.layer_step import native_bfloat16
 from neurflow_engine.models import Classifier
 from neurflow_engine.tracing import folded, map_leaves, trace
@@ -40,6 +40,7 @@ def measure(classifier: Classifier, images: Tensor) -> Speed:
         first = _seconds_per_image(lambda some: _logits(classifier, some), images[:1])
         images = images[: max(1, int(_SECONDS / first))]
         forward = _seconds_per_image(lambda some: _logits(classifier, some), images)
+        memory_mb = psutil.Process().memory_info().rss / (1 << 20)
         saved = unless_out_of_memory(lambda: saved_bytes(lambda: _score(classifier, images[:1]))) or _BYTES
         images = images[: max(1, _BYTES // max(1, saved))]
         exact = _seconds_per_image(lambda some: _score(classifier, some).backward(), images)
@@ -48,7 +49,7 @@ def measure(classifier: Classifier, images: Tensor) -> Speed:
             with torch.autocast(classifier.device.type, torch.bfloat16):
                 gradient = _seconds_per_image(lambda some: _score(classifier, some).backward(), images)
         before = _shares(classifier, images)
-    return Speed(forward, gradient, exact, saved, psutil.Process().memory_info().rss / (1 << 20), before)
+    return Speed(forward, gradient, exact, saved, memory_mb, before)
 
 
 @torch.no_grad()
@@ -63,15 +64,17 @@ def _score(classifier: Classifier, images: Tensor) -> Tensor:
 
 def _seconds_per_image(work: Callable[[Tensor], object], images: Tensor) -> float:
     """Of the fastest of a few calls; with fewer images after each one that runs out of memory."""
+    capacity = Capacity(images.device, len(images), 1)
     found = []
     while len(found) < _REPEATS:
+        some = images[: capacity.size]
         began = time.perf_counter()
-        if unless_out_of_memory(lambda: (work(images),)) is None:
-            images = images[: max(1, len(images) // 2)]
+        if unless_out_of_memory(lambda some=some: (work(some),)) is None:
+            capacity.shrink()
             continue
         if images.device.type == "cuda":
             torch.cuda.synchronize(images.device)
-        found.append((time.perf_counter() - began) / len(images))
+        found.append((time.perf_counter() - began) / len(some))
     return min(found)
 
 

@@ -7,16 +7,15 @@ group and each edge returns.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from neurflow_engine.records import LOGITS, Circuit, NeuronGroup
 
-SAME_GROUP = 0.7  # cosine similarity from which a matched group counts as the same
+SAME_GROUP = 0.7  # cosine similarity from which a group counts as the same
 SAME_WEIGHT = 0.5  # a matched edge has at least this share of the weight, and at most its inverse
 
 
 def stability(circuit: Circuit, rebuilt: Sequence[Circuit]) -> dict:
-    """Share of the rebuilds in which each group and each edge returns, 0..1 (after stability selection, Meinshausen & Buehlmann 2010).
+    """Share of the rebuilds in which each group and each edge returns, 0..1 (after Hennig 2007).
 
     Returns:
         {"draws": number of rebuilds, "groups": {id: share}, "edges": {"source->target": share}}; the logit's group is left out.
@@ -36,17 +35,17 @@ def stability(circuit: Circuit, rebuilt: Sequence[Circuit]) -> dict:
 def returned(circuit: Circuit, rebuilt: Circuit) -> tuple[set[str], set[str]]:
     """Ids of the groups, and "source->target" of the edges, that are there again in a rebuilt circuit.
 
-    Groups of a layer are matched one to one so that the sum of their cosine similarities is largest (Hungarian method); a group returns
-    when its match is at least ``SAME_GROUP`` similar. An edge returns when both of its ends do and the edge between their matches has
-    the same sign and between half and double the weight.
+    A group returns when the most similar group of its layer is at least ``SAME_GROUP`` similar (as clusters are looked for in resampled
+    data by Hennig 2007). An edge returns when both of its ends do and the edge between them has the same sign and between half and double
+    the weight.
     """
     match: dict[str, str] = {}
     for layer in circuit.layers:
         own, others = circuit.groups_of(layer), rebuilt.groups_of(layer)
         similar = similarities(circuit, own, rebuilt, others)
-        for row, column in zip(*linear_sum_assignment(-similar), strict=True):
-            if similar[row, column] >= SAME_GROUP or layer == LOGITS:  # there is one class logit: it is always the same
-                match[own[row].id] = others[column].id
+        for group, row in zip(own, similar, strict=True):
+            if row.max() >= SAME_GROUP or layer == LOGITS:  # there is one class logit: it is always the same
+                match[group.id] = others[int(row.argmax())].id
     weights = {(edge.source, edge.target): edge.weight for edge in rebuilt.edges}
     edges = set()
     for edge in circuit.edges:

@@ -338,7 +338,7 @@ class TestExitCodes:
         workspace = Workspace(tmp_path)
         flags = ("analyze", *DEMO_MODEL, "--data", demo_images, "--target", "sailboat", "--top-k", "12", "--device", "cpu")
         running = process(*flags, "--json", "--workspace", workspace.root)
-        wait_for(lambda: any(workspace.root.glob("runs/*.partial/stages.json")), running)
+        wait_for(lambda: any("activations" in stages["seconds"] for stages in noted(workspace)), running)
         running.send_signal(number)
         outcome = finished(running)
         assert outcome.code == 130, outcome
@@ -348,6 +348,11 @@ class TestExitCodes:
         assert workspace.runs() == []
         (partial,) = workspace.root.glob("runs/*.partial")
         assert "activations" in json.loads((partial / "stages.json").read_text())["seconds"]
+
+
+def noted(workspace: Workspace) -> list[dict]:
+    """What unfinished runs say of their stages."""
+    return [json.loads(path.read_text()) for path in workspace.root.glob("runs/*.partial/stages.json")]
 
 
 def wait_for(condition, running: subprocess.Popen, seconds: float = 60) -> None:

@@ -20,8 +20,14 @@ def test_patches_are_counted_as_the_run_cuts_them(evaluation, demo_run):
 
 def test_seconds_follow_the_measured_speed(evaluation, monkeypatch):
     before = predict(evaluation, 40, LAYERS)
-    monkeypatch.setattr(evaluation, "seconds_per_image", 3 * evaluation.seconds_per_image)
-    assert predict(evaluation, 40, LAYERS).seconds == pytest.approx(3 * before.seconds)
+    slower = {name: 3 * evaluation.speed[name] for name in ("forward", "gradient", "exact_gradient")}
+    monkeypatch.setattr(evaluation, "speed", evaluation.speed | slower)
+    assert 2 * before.seconds < predict(evaluation, 40, LAYERS).seconds < 3 * before.seconds  # some of it is not the network's
+
+
+def test_memory_is_predicted_within_the_limit(evaluation):
+    assert predict(evaluation, 40, LAYERS, memory_mb=500).memory_mb < predict(evaluation, 40, LAYERS).memory_mb <= 3000
+    assert predict(evaluation, 40, LAYERS).memory_mb == pytest.approx(predict(evaluation, 4000, LAYERS).memory_mb, rel=0.3)
 
 
 @pytest.mark.parametrize(

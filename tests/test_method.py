@@ -15,13 +15,13 @@ from torch import nn
 
 from neurflow_engine import concepts
 from neurflow_engine.attribution import integrated_gradients
+from neurflow_engine.circuit import explained
 from neurflow_engine.concepts import clustered, concept
 from neurflow_engine.controls import matched_neurons
 from neurflow_engine.core_neurons import core_neurons, core_weights
 from neurflow_engine.debugging import presence
 from neurflow_engine.groups import edges_between, logit_group, neuron_groups, ranked
 from neurflow_engine.layers import pooled
-from neurflow_engine.circuit import explained
 from neurflow_engine.records import LOGITS, Edge, Layer, Member, Neuron, NeuronGroup, SemanticGroup
 from neurflow_engine.tracing import Segment, record
 
