@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -246,13 +247,12 @@ def read_table() -> dict[str, Row]:
     return {row.module: row for row in rows}
 
 
-def write_table(rows: dict[str, Row], families: dict) -> None:
-    """The table with a count on top, families in order of the alphabet."""
-    import timm
-
+def note(row: Row, families: dict) -> None:
+    """Put a row into the table, in place of an earlier one of its family; the count on top and the order of the alphabet are kept."""
+    rows = read_table() | {row.module: row}
     kept = [rows[family] for family in families if family in rows]
     lines = [
-        f"# The families of timm {timm.__version__}",
+        f"# The families of timm {version('timm')}",
         "",
         f"**{sum(row.passed for row in kept)} of {len(families)} pass**: layers found, cut and replayed as the intact forward pass, a",
         "circuit of two layers built, groups silenced and the model restored; the smallest model of each module of timm, random weights,",
@@ -285,7 +285,7 @@ def main() -> None:
     for number, family in enumerate(wanted, start=1):
         row = in_own_process(family, processes)
         print(f"{number}/{len(wanted)} {family}: {row.verdict} ({row.seconds} s)", flush=True)
-        write_table(read_table() | {family: row}, families)  # read again: another process may do other families
+        note(row, families)
 
 
 if __name__ == "__main__":
