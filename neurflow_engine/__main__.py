@@ -89,7 +89,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--workers", type=int, help="processes that decode images (default: as it pays)")
 
 
 def _parser() -> argparse.ArgumentParser:

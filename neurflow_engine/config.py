@@ -65,7 +65,7 @@ class AnalysisConfig(_Config):
     memory_mb: int = Field(default=3000, ge=256)  # of RAM that an analysis may take, at most: how large its batches are, not what it finds
     disk_mb: int = Field(default=8000, ge=0)  # for outputs of layers kept between stages, at most; what is not kept is computed again
     device: str = "auto"  # auto, cpu, cuda, cuda:N, mps: where, not what
-    workers: int = Field(default=0, ge=0)  # processes decoding images: how fast, not what
+    workers: int | None = Field(default=None, ge=0)  # processes decoding images, None: as it pays; how fast, not what
 
     @field_validator("data")
     @classmethod

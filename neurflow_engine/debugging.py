@@ -233,7 +233,7 @@ def find_misleading(
     workspace: Workspace,
     progress: Progress | None = None,
     device: str = "auto",
-    workers: int = 0,
+    workers: int | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict:

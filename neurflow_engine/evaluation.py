@@ -30,7 +30,7 @@ _DEEPEST = 12  # depths for which default layers are noted
 
 
 def evaluate(
-    classifier: Classifier, anatomy: Anatomy, image_set: ImageSet, workspace: Workspace, progress: Progress, workers: int = 0
+    classifier: Classifier, anatomy: Anatomy, image_set: ImageSet, workspace: Workspace, progress: Progress, workers: int | None = None
 ) -> Evaluation:
     """Predictions on all images of a set; a finished evaluation of the same model, classes and data is found, not repeated.
 
@@ -47,7 +47,7 @@ def evaluate(
     return Evaluation(folder)
 
 
-def _build(draft: Draft, classifier: Classifier, anatomy: Anatomy, image_set: ImageSet, progress: Progress, workers: int) -> None:
+def _build(draft: Draft, classifier: Classifier, anatomy: Anatomy, image_set: ImageSet, progress: Progress, workers: int | None) -> None:
     began = time.monotonic()
     table, skipped, few = _predictions(classifier, image_set, progress, workers)
     seconds = time.monotonic() - began
@@ -122,7 +122,9 @@ def _logits(classifier: Classifier, images: Tensor) -> Tensor:
     return record(classifier, images.to(classifier.device), [LOGITS])[LOGITS].float().cpu()
 
 
-def _predictions(classifier: Classifier, image_set: ImageSet, progress: Progress, workers: int) -> tuple[pd.DataFrame, list[dict], Tensor]:
+def _predictions(
+    classifier: Classifier, image_set: ImageSet, progress: Progress, workers: int | None
+) -> tuple[pd.DataFrame, list[dict], Tensor]:
     paths = [image.path for image in image_set.images]
     batches = ImageBatches(image_set.root, paths, classifier.preprocessing, BATCH, workers)
     rows, few = [], None

@@ -31,6 +31,7 @@ MAX_PIXELS = 100_000_000
 # Named, because Pillow would otherwise also try formats that start other programs (EPS starts Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
 _BLOCK = 1 << 20
+_WORTH_WORKERS = 256  # images from which on processes of their own decode them
 
 # Pillow remarks on damaged metadata and large images; what matters of it becomes a reason in ``skipped``.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -108,7 +109,7 @@ class ImageBatches:
     paths: Sequence[str]  # relative to the root
     preprocessing: "Preprocessing"
     batch_size: int = 32
-    workers: int = 0
+    workers: int | None = 0  # None: as many as pay
     start: int = 0  # position in ``paths`` from which to go on
     skipped: list[SkippedFile] = field(default_factory=list, init=False)
 
@@ -121,7 +122,7 @@ class ImageBatches:
             _Files(Path(self.root), tuple(self.paths), self.preprocessing.transform(), self.preprocessing.in_chans),
             sampler=range(self.start, len(self.paths)),
             batch_size=self.batch_size,
-            num_workers=self.workers,
+            num_workers=_paying_workers(len(self.paths) - self.start) if self.workers is None else self.workers,
             collate_fn=_stacked,
             generator=torch.Generator(),  # its own, or drawing the workers' seed would move torch's global random state
         )
@@ -129,6 +130,11 @@ class ImageBatches:
             self.skipped.extend(skipped)
             if indices:
                 yield indices, images
+
+
+def _paying_workers(n_images: int) -> int:
+    """Processes that decode beside the network: half of the processors, none where starting them would take longer than they save."""
+    return min(8, max(1, (os.cpu_count() or 1) // 2)) if n_images >= _WORTH_WORKERS else 0
 
 
 def left_out(image_set: ImageSet, batches: ImageBatches, n_images: int) -> list[dict]:

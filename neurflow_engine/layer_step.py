@@ -105,15 +105,15 @@ class LayerStep:
             self._at_baseline = None if self._segment.needs_context else through(torch.zeros_like(at_cut))
 
     def rule(self, pairs: Pairs, tolerance: float, mixed: bool) -> tuple[int, float]:
-        """The quadrature rule for these pairs, chosen by the completeness gap on a few of their patches."""
+        """The quadrature rule for these pairs, chosen on a few of their patches."""
         patches = pairs.patches
         trial = patches[:: max(1, len(patches) // _TRIAL_PATCHES)][:_TRIAL_PATCHES]
 
-        def gap(n_nodes: int, crowding: float) -> float:
+        def attributed(n_nodes: int, crowding: float) -> Attribution:
             parts = [found for _, found in self.attributions(pairs, trial, (n_nodes, crowding), mixed)]
-            return sum(part.gap.sum() for part in parts) / max(sum(np.abs(part.change).sum() for part in parts), 1e-12)
+            return Attribution(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("channels", "change", "gap")))
 
-        return quadrature_rule(gap, tolerance)
+        return quadrature_rule(attributed, tolerance)
 
     def attributions(
         self, pairs: Pairs, patches: Sequence[int], rule: tuple[int, float], mixed: bool

@@ -88,19 +88,32 @@ def test_crowded_nodes_are_closer_where_the_network_normalises():
     assert gaps[1] < gaps[0] / 5
 
 
+def attribution(gap: float, distance: float) -> Attribution:
+    """With this relative gap, and this distance from channels of (1, 1)."""
+    return Attribution(np.array([[1.0, 1 + 2 * distance]]), np.ones(1), np.array([gap]))
+
+
 @pytest.mark.parametrize(
-    ("gaps", "taken"),
+    ("found", "taken"),
     [
-        ((0.0, 1, 1, 1), (1, 0)),
-        ((0.2, 0.04, 0, 0), (8, 0)),
-        ((0.2, 0.2, 0.05, 0), (8, 6)),
-        ((0.1, 0.9, 0.4, 0.2), (16, 6)),  # never the single node, though its gap is the smallest
-        ((1.0, 0.17, 0.16, 0.15), (8, 0)),  # twice the nodes would hardly be better
+        ({(1, 0): (0.005, 0)}, (1, 0)),
+        ({(1, 0): (0.04, 0), (8, 0): (0.04, 0.09)}, (8, 0)),  # within the tolerance, but not linear
+        ({(8, 0): (0.04, 0.5), (8, 6): (0.05, 0.1)}, (8, 6)),  # adds up only because errors cancel
+        ({(8, 0): (0.2, 0.09), (16, 0): (0.03, 0.05)}, (16, 0)),  # does not add up
+        ({(8, 6): (0.2, 0.09), (16, 6): (0.15, 0.01), (32, 6): (0.12, 0)}, (8, 6)),  # nothing adds up: the cheapest that has converged
+        ({(8, 6): (0.2, 0.09), (32, 6): (0.02, 0)}, (32, 6)),  # only the finest adds up
+        ({}, (32, 6)),
     ],
 )
-def test_the_cheapest_rule_that_adds_up_is_taken(gaps, taken):
-    found = dict(zip(RULES, gaps, strict=True))
-    assert quadrature_rule(lambda *rule: found[rule], 0.05) == taken
+def test_the_cheapest_rule_that_adds_up_and_has_converged_is_taken(found, taken):
+    known = dict.fromkeys(RULES, (0.9, 0.9)) | {(32, 6): (0.9, 0)} | found
+    assert quadrature_rule(lambda *rule: attribution(*known[rule]), 0.05) == taken
+
+
+def test_distance_is_relative_to_the_other_and_the_median_over_pairs():
+    one = Attribution(np.array([[1.0, -2.0], [0.0, 0.0], [5.0, 5.0]]), np.ones(3), np.zeros(3))
+    other = Attribution(np.array([[1.0, -3.0], [1.0, 1.0], [5.0, 5.0]]), np.ones(3), np.zeros(3))
+    assert one.distance(other) == pytest.approx(0.25)  # of 0.25, 1 and 0
 
 
 def test_the_gap_is_below_one_percent_on_a_smooth_network(smooth):
