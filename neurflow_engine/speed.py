@@ -17,8 +17,8 @@ from neurflow_engine.models import Classifier
 from neurflow_engine.tracing import folded, map_leaves, trace
 
 _SECONDS = 1.0  # that one forward pass may take, about
-_BYTES = 1 << 30  # that one measurement may keep for its backward pass
-_REPEATS = 3  # the fastest counts: what else runs on the machine only ever slows down
+_BYTES = 1 << 28  # that one measurement may keep for its backward pass
+_REPEATS = 2  # the fastest counts: what else runs on the machine only ever slows down
 
 
 @dataclass(frozen=True)
