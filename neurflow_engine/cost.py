@@ -11,22 +11,20 @@ from math import exp, prod
 from neurflow_engine.records import LOGITS
 from neurflow_engine.store import Evaluation
 
-_NODES = 8  # of the quadrature, in all steps but the linear one below the logits
 _SPREAD = 0.5  # core neurons of many neurons, and patches of many concepts, are drawn from about this part of all there are
 _AGAIN = 0.35  # share of neurons whose gradients are taken in float32 too
-_CROP = 0.001  # seconds to cut a patch out of an image and keep its rows
-_PAIR = 0.0002  # seconds per (neuron, patch): reducing gradients, reading and writing rows
+_CROP = 0.0015  # seconds to cut a patch out of an image and keep its rows
 _NEURON = 0.004  # seconds to divide and describe one concept
-_FIXED = 3.0  # seconds to load the model, find its layers and write the run
+_FIXED = 8.0  # seconds to start, load the model, find its layers and write the run
 _COPIES, _BATCH = 64, 16  # scaled copies and patches in one pass on a CPU
 _IN_FLIGHT = 6  # outputs of the widest layer alive at once in a forward pass
-_SLACK = 1.5  # for the backward pass, beside what autograd keeps
-_BASE_MB = 300.0  # beyond the loaded model: libraries loaded on the way, blocks of rows, what the allocator keeps
+_BASE_MB = 150.0  # beyond the loaded model: libraries loaded on the way, blocks of rows, what the allocator keeps
+_COPY = 0.5  # of the bytes planned for a copy, those that are really taken: half of them are bfloat16, or never alive at once
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A prediction; meant to be right within a factor of 1.5 on an otherwise idle machine."""
+    """A prediction, meant to be right within a factor of 1.5 on an otherwise idle machine."""
 
     seconds: float
     memory_mb: float
@@ -44,26 +42,42 @@ def predict(
 ) -> Cost:
     """Predict the cost of analysing ``n_images`` probe images at ``layers`` (without the logits, deepest first)."""
     speed = evaluation.speed
-    places = {place["name"]: place for place in evaluation.places} | {LOGITS: {"share": 1.0, "bytes": 1.0}}
+    places = {place["name"]: place for place in evaluation.places}
     height, width = evaluation.manifest["model"]["preprocessing"]["input_size"]
     n_patches = n_images * sum(_windows(height, part) * _windows(width, part) for part in granularities)
-    seconds = _FIXED + n_patches * (speed["forward"] + _CROP)
-    n_neurons, largest = 1.0, 0.0
+    widest = max((prod(place["shape"]) for place in places.values()), default=0)
+    seconds, working = _FIXED + n_patches * (speed["forward"] + _CROP), _BATCH * _IN_FLIGHT * 4.0 * widest
+    n_neurons = 1.0
     for upper, lower in pairwise((LOGITS, *layers)):
-        top, bottom = places.get(upper, places[LOGITS]), places.get(lower, places[LOGITS])
-        part, kept = max(0.01, top["share"] - bottom["share"]), max(0.01, top["bytes"] - bottom["bytes"]) * speed["saved"]
-        nodes = 1 if upper == LOGITS and part < 0.1 else _NODES
+        step, scale = _like(speed["steps"], upper, lower, places)
         pairs = n_neurons * min(top_k, n_patches)
         patches = _distinct(pairs, n_patches)
-        per_copy = part * (patches * speed["forward"] + pairs * max(0.0, speed["gradient"] - speed["forward"] / 2))
-        again = part * _AGAIN * (patches * speed["forward"] + pairs * max(0.0, speed["exact_gradient"] - speed["forward"]))
-        seconds += nodes * (per_copy + again) + _PAIR * pairs + _NEURON * n_neurons
-        largest = max(largest, min(_COPIES, nodes * patches) * (_SLACK * kept + 24 * prod(bottom.get("shape", (0,)))))
-        n_neurons = _distinct(n_neurons * tau, bottom.get("n_channels", 1 << 10))
+        again = _AGAIN * step["exact"] * (tau < places.get(lower, {"n_channels": tau + 1})["n_channels"])
+        seconds += (1 + again) * scale * (step["patch"] * patches + step["pair"] * pairs) + _NEURON * n_neurons
+        working = max(working, _COPY * min(_COPIES, step["n_nodes"] * patches) * scale * step["copy_bytes"])
+        n_neurons = _distinct(n_neurons * tau, places.get(lower, {"n_channels": 1 << 10})["n_channels"])
     seconds += _NEURON * n_neurons
-    widest = max((prod(place.get("shape", (0,))) for place in places.values()), default=0)
-    working = max(largest, _BATCH * _IN_FLIGHT * 4 * widest) / (1 << 20)
-    return Cost(seconds, min(max(memory_mb, speed["memory_mb"] + _BASE_MB), speed["memory_mb"] + _BASE_MB + working), n_patches)
+    base = speed["memory_mb"] + _BASE_MB
+    return Cost(seconds, max(base, min(memory_mb, base + working / (1 << 20))), n_patches)
+
+
+def _like(steps: Sequence[dict], upper: str, lower: str, places: dict) -> tuple[dict, float]:
+    """The timed step that is most like the one from ``upper`` to ``lower``, and how many times as long the latter takes."""
+    if not steps:
+        return {"n_nodes": 8, "patch": 0.0, "pair": 0.0, "exact": 1.0, "copy_bytes": 0.0}, 1.0
+
+    def ends(up: str, low: str) -> tuple[float, float]:
+        return places.get(up, {"share": 1.0})["share"], places.get(low, {"share": 1.0})["share"]
+
+    top, bottom = ends(upper, lower)
+    own_kind = [step for step in steps if (step["upper"] == LOGITS) == (upper == LOGITS)] or steps
+    like = min(
+        own_kind,
+        key=lambda step: sum(abs(one - other) for one, other in zip(ends(step["upper"], step["lower"]), (top, bottom), strict=True)),
+    )
+    like_top, like_bottom = ends(like["upper"], like["lower"])
+    same = (like["upper"], like["lower"]) == (upper, lower)
+    return like, 1.0 if same else max(0.02, top - bottom) / max(0.02, like_top - like_bottom)
 
 
 def _distinct(drawn: float, among: float) -> float:

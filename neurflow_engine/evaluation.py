@@ -52,7 +52,7 @@ def _build(draft: Draft, classifier: Classifier, anatomy: Anatomy, image_set: Im
     table, skipped, few = _predictions(classifier, image_set, progress, workers)
     seconds = time.monotonic() - began
     draft.save_table("predictions", table)
-    speed = measure(classifier, few)
+    speed = measure(classifier, anatomy, few)
     draft.publish(
         {
             "schema": SCHEMA,
@@ -69,11 +69,10 @@ def _build(draft: Draft, classifier: Classifier, anatomy: Anatomy, image_set: Im
 
 
 def _place(name: str, anatomy: Anatomy, speed: Speed) -> dict:
-    """A layer as a manifest lists it, with the shares (0..1) of time and of bytes kept for gradients that lie before its output."""
+    """A layer as a manifest lists it, with the share (0..1) of a forward pass's time that lies before its output."""
     layer = anatomy.layers[name]
-    share, kept = speed.before[Place.of(name).module]
-    is_stage = name in anatomy.stages
-    return {"name": name, "n_channels": layer.n_channels, "shape": layer.shape, "stage": is_stage, "share": share, "bytes": kept}
+    share, is_stage = speed.before[Place.of(name).module], name in anatomy.stages
+    return {"name": name, "n_channels": layer.n_channels, "shape": layer.shape, "stage": is_stage, "share": share}
 
 
 def model_manifest(classifier: Classifier) -> dict:

@@ -96,11 +96,14 @@ class LayerStep:
         Raises:
             LayerError: the network cannot be cut between the layers.
         """
-        self._probe, self._upper, self._lower, self._activations, self._maps = probe, upper, lower, activations, maps
+        self._probe, self.upper, self.lower, self._activations, self._maps = probe, upper, lower, activations, maps
         sample = probe.inputs([number % len(probe) for number in range(3)])
         self._segment = Segment(probe.classifier, lower.name, upper.name, sample)
+        # bfloat16 pays for products of matrices; gradients of grouped convolutions are slower in it than in float32
+        self.can_mix = self._segment.is_dense and native_bfloat16(probe.classifier.device)
         at_cut, through = self._at_cut([0])
-        self._capacity = Capacity(probe.classifier.device, room, _bytes_per_copy(at_cut, through), COPIES)
+        self.bytes_per_copy = _bytes_per_copy(at_cut, through)
+        self._capacity = Capacity(probe.classifier.device, room, self.bytes_per_copy, COPIES)
         with torch.no_grad():
             self._at_baseline = None if self._segment.needs_context else through(torch.zeros_like(at_cut))
 
@@ -119,29 +122,36 @@ class LayerStep:
         self, pairs: Pairs, patches: Sequence[int], rule: tuple[int, float], mixed: bool
     ) -> Iterator[tuple[Sequence[int], Attribution]]:
         """Batches of ``patches`` and the attributions of their pairs, in order."""
-        return fitting(patches, self._capacity, lambda batch: self._attributed(pairs, batch, rule, mixed), copies=rule[0])
+        if not patches:
+            return
+        explained = sorted({neuron for patch in patches for neuron in pairs.neurons[patch]})
+        with self._segment.narrowed(explained, self.upper.channel_axis) as is_narrow:
+            columns = explained if is_narrow else range(self.upper.n_channels)
+            yield from fitting(patches, self._capacity, lambda batch: self._attributed(pairs, batch, rule, mixed, columns), rule[0])
 
-    def _attributed(self, pairs: Pairs, batch: Sequence[int], rule: tuple[int, float], mixed: bool) -> Attribution:
+    def _attributed(self, pairs: Pairs, batch: Sequence[int], rule: tuple[int, float], mixed: bool, columns: Sequence[int]) -> Attribution:
+        """``columns``: the neurons that the segment computes, in the order of its outputs."""
         at_cut, through = self._at_cut(batch)
-        wanted = [pairs.neurons[patch] for patch in batch]
+        place = {neuron: column for column, neuron in enumerate(columns)}
+        wanted = [[place[neuron] for neuron in pairs.neurons[patch]] for patch in batch]
         ends = None
         if self._at_baseline is not None:  # the same for all patches; at the other end lies what the one pass over patches found
-            at_input = torch.from_numpy(self._activations.read(batch)).to(at_cut.device)
-            ends = at_input, self._at_baseline.expand_as(at_input)
-        return integrated_gradients(through, at_cut, wanted, self._lower.channel_axis, *rule, self._capacity.size, mixed, ends)
+            at_input = torch.from_numpy(self._activations.read(batch)[:, list(columns)]).to(at_cut.device)
+            ends = at_input, self._at_baseline[:, list(columns)].expand_as(at_input)
+        return integrated_gradients(through, at_cut, wanted, self.lower.channel_axis, *rule, self._capacity.size, mixed, ends)
 
     def _at_cut(self, batch: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The output of the lower layer on patches, and the function from scaled copies of it to pooled activations of the upper one."""
         classifier, segment = self._probe.classifier, self._segment
         inputs = self._probe.inputs(batch) if self._maps is None or segment.needs_context else None
         if self._maps is None:
-            at_cut = record(classifier, inputs, [self._lower.name])[self._lower.name]
+            at_cut = record(classifier, inputs, [self.lower.name])[self.lower.name]
         else:
             at_cut = torch.from_numpy(self._maps.read(batch)).to(classifier.device)
-            if at_cut.ndim == 4 and self._lower.channel_axis == 1:
+            if at_cut.ndim == 4 and self.lower.channel_axis == 1:
                 at_cut = at_cut.contiguous(memory_format=torch.channels_last)
         context = segment.context(inputs) if segment.needs_context else None
-        return at_cut, lambda scaled: pooled(self._upper, segment.repeated(scaled, context, len(scaled) // len(batch)))
+        return at_cut, lambda scaled: pooled(self.upper, segment.repeated(scaled, context, len(scaled) // len(batch)))
 
 
 def _bytes_per_copy(at_cut: Tensor, through: Callable[[Tensor], Tensor]) -> float:

@@ -250,10 +250,11 @@ class _Analysis:
         pairs = Pairs.of(concepts)
         table = self.table(f"work/attributions-{upper.name}", pairs, lower)
         tick.total = len(pairs.row_of)
-        rule = step.rule(pairs, self.config.completeness, self.mixed)
-        self.fill(tick, upper.name, step, table, pairs, rule, self.mixed)
+        mixed = self.mixed and step.can_mix
+        rule = step.rule(pairs, self.config.completeness, mixed)
+        self.fill(tick, upper.name, step, table, pairs, rule, mixed)
         tables = dict.fromkeys(concepts, table)
-        if self.mixed:
+        if mixed:
             close = [index for index, own in concepts.items() if is_close_call(table.of(index, own).channels, self.config.tau, _BFLOAT16)]
             again = Pairs.of({index: concepts[index] for index in close})
             tick.total += len(again.row_of)

@@ -18,7 +18,7 @@ from neurflow_engine.concepts import concept
 from neurflow_engine.config import AnalysisConfig
 from neurflow_engine.errors import DataError
 from neurflow_engine.images import ImageBatches
-from neurflow_engine.layer_step import Attributions, LayerStep, Pairs, native_bfloat16
+from neurflow_engine.layer_step import Attributions, LayerStep, Pairs
 from neurflow_engine.models import Classifier
 from neurflow_engine.progress import Stage
 from neurflow_engine.records import Circuit, Layer
@@ -131,7 +131,7 @@ def _attributed(
     tick.total = (tick.total or 0) + len(pairs.row_of)
     room = budget(probe.classifier.device, AnalysisConfig.model_fields["memory_mb"].default)
     step = LayerStep(probe, upper, lower, Rows(run.activations_file(upper.name)), None, room)
-    mixed = run.manifest["configuration"]["precision"] == "mixed" and native_bfloat16(probe.classifier.device)
+    mixed = run.manifest["configuration"]["precision"] == "mixed" and step.can_mix
     with writing(folder):
         rows = Rows.create(folder / "attributions.npy", Attributions.shape(pairs, lower.n_channels))
     table = Attributions(pairs, rows)

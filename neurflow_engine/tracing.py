@@ -276,6 +276,9 @@ class Segment:
         calls = self._described_calls(sample)
         self._stubs = self._find_stubs(calls, self._call_at_the_cut(calls))
         self._own_memory = False  # stand-ins are views of one number, unless the network writes into them
+        inside = self._calls_inside(calls)
+        self._projection = self._last_projection(calls, inside)
+        self.is_dense = all(getattr(self._modules[call.name], "groups", 1) == 1 for call in inside)  # no grouped convolution
         expected = record(network, sample[:3], [lower, upper])
         self.needs_context = self._looks_around_the_cut(expected[lower])
         context = self.context(sample[:3]) if self.needs_context else None
@@ -290,6 +293,7 @@ class Segment:
                 f"The network cannot be cut between {lower} and {upper}: a replay differs from the intact forward pass by "
                 f"{self.replay_error:.1e} of its largest output; choose other layers."
             )
+        self._sample = expected[lower], context
 
     @torch.no_grad()
     def _looks_around_the_cut(self, lower_output: Tensor) -> bool:
@@ -382,6 +386,52 @@ class Segment:
         """As a call, with ``times`` variants of each image one after the other; the context was recorded for the images once."""
         return self(lower_outputs, context and {stub.name: stub.repeated(context[stub.name], times) for stub in self._stubs})
 
+    def _calls_inside(self, calls: Sequence[Call]) -> list[Call]:
+        end = next((call.end for call in calls if call.name == self._end.module), calls[-1].end + 1)
+        return [call for call in calls if call.start > self._call_at_the_cut(calls).end and call.end <= end]
+
+    def _last_projection(self, calls: Sequence[Call], inside: Sequence[Call]) -> nn.Module | None:
+        """The convolution or linear map that is called last in the segment, where it makes each channel of its own weights."""
+        projections = [call for call in inside if type(self._modules[call.name]) in (nn.Conv2d, Conv2dSame, nn.Linear)]
+        if not projections or sum(call.name == projections[-1].name for call in calls) > 1:
+            return None
+        last = self._modules[projections[-1].name]
+        return last if getattr(last, "groups", 1) == 1 else None
+
+    def _n_channels(self, axis: int) -> int:
+        with torch.no_grad():
+            return self(*self._sample).shape[axis]
+
+    @contextmanager
+    def narrowed(self, channels: Sequence[int], axis: int) -> Iterator[bool]:
+        """Within the context ``upper`` has only the given channels, which saves computing those that nobody asks about.
+
+        That can be where the last projection of the segment makes the channels and nothing after it mixes them; yields whether it is so
+        (tried on the sample that the segment was made with). Holds the network's lock.
+
+        Args:
+            axis: of the channels in the output of ``upper``.
+        """
+        with self.network.lock, ExitStack() as undo:
+            is_narrow = False
+            size = 0 if self._projection is None else len(self._projection.weight)
+            if len(channels) < size == self._n_channels(axis):
+                index = torch.as_tensor(list(channels), device=self._projection.weight.device)
+                with torch.no_grad(), ExitStack() as trial:
+                    expected = self(*self._sample)
+                    trial.enter_context(_cut_down(self._projection, index))
+                    try:
+                        found = self(*self._sample)
+                    except (RuntimeError, ValueError, IndexError):  # what follows needs all channels
+                        found = torch.empty(0)
+                    wanted = expected.index_select(axis, index)
+                    is_narrow = found.shape == wanted.shape and torch.allclose(
+                        found, wanted, rtol=1e-3, atol=1e-5 * float(expected.abs().max())
+                    )
+                    if is_narrow:
+                        undo.push(trial.pop_all())
+            yield is_narrow
+
     def _run(self, lower_output: Tensor, context: Mapping[str, Sequence[object]]) -> Tensor:
         reached: list[Tensor] = []
 
@@ -443,6 +493,19 @@ def folded(network: Network, sample: Tensor, intact: Collection[str] = ()) -> It
             if same:
                 undo.push(trial.pop_all())
         yield len(pairs) if same else 0
+
+
+@contextmanager
+def _cut_down(projection: nn.Module, index: Tensor) -> Iterator[None]:
+    """Let a convolution or linear map compute only the outputs ``index``."""
+    before = dict(projection._parameters)
+    for name, value in before.items():
+        if value is not None:
+            projection._parameters[name] = value.index_select(0, index).contiguous(memory_format=torch.preserve_format)
+    try:
+        yield
+    finally:
+        projection._parameters.update(before)
 
 
 def _foldable(network: Network, sample: Tensor, intact: Collection[str]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import torch
 from nets import images, network, randomised, timm_network
 from torch import nn
 
-from neurflow_engine.tracing import folded, record, trace
+from neurflow_engine.tracing import Segment, folded, record, trace
 
 # Name, side of the images, and how many of its normalisations stand alone behind a convolution.
 NETWORKS = [
@@ -229,3 +229,50 @@ class TestAfterwards:
             assert thread.is_alive()
         thread.join()
         assert torch.equal(found[0], expected)
+
+
+class TestNarrowed:
+    """A segment that computes only the neurons that are asked about."""
+
+    CUTS = (
+        # the model, lower, upper, whether the last projection makes the channels of the upper layer alone
+        ("mobilenetv2_100", "blocks.6", "bn2", True),
+        ("mobilenetv2_100", "blocks.5", "blocks.6", True),
+        ("efficientnet_b0", "conv_head", "bn2", False),  # nothing but a normalisation in between
+        ("resnet18", "layer3", "layer4", False),  # a sum with what leads around
+        ("resnet18", "layer4", "logits", True),
+        ("vit_tiny_patch16_224", "blocks.10", "logits", True),
+        ("vit_tiny_patch16_224", "blocks.9", "blocks.10", False),
+    )
+
+    @pytest.mark.parametrize(("name", "lower", "upper", "can_be"), CUTS)
+    def test_gives_the_same_for_its_channels_and_leaves_the_network_as_it_was(self, name, lower, upper, can_be):
+        net = timm_network(name, **({"img_size": 64} if name.startswith("vit") else {}))
+        inputs = images(3, 64)
+        with folded(net, inputs, intact=[lower, upper]):
+            segment = Segment(net, lower, upper, inputs)
+            at_cut = record(net, inputs, [lower])[lower]
+            axis = 2 if upper.startswith("blocks") and name.startswith("vit") else 1
+            whole = segment(at_cut)
+            chosen = [5, 2, 11]
+            with segment.narrowed(chosen, axis) as is_narrow:
+                found = segment(at_cut)
+                assert is_narrow == can_be
+            expected = whole.index_select(axis, torch.tensor(chosen)) if can_be else whole
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(segment(at_cut), whole)
+
+    def test_after_an_exception_everything_is_there_again(self):
+        net = timm_network("mobilenetv2_100")
+        inputs = images(3, 64)
+        segment = Segment(net, "blocks.6", "bn2", inputs)
+        weights = dict(net.model.named_parameters())
+
+        def fail_when_narrow():
+            with folded(net, inputs, intact=["blocks.6", "bn2"]), segment.narrowed([1], 1) as is_narrow:
+                assert is_narrow
+                raise ArithmeticError
+
+        with pytest.raises(ArithmeticError):
+            fail_when_narrow()
+        assert all(value is weights[name] for name, value in net.model.named_parameters())
