@@ -13,6 +13,8 @@ from torch import Tensor
 
 # (nodes, crowding) tried in turn; one node is exact where the network is linear. The last is what the others are compared with.
 RULES = ((1, 0), (8, 0), (8, 6), (16, 0), (16, 6), (32, 6))
+_LINEAR = 0.01  # relative gap of a single node up to which a network counts as linear
+_CONVERGED = 0.1  # distance from the finest rule up to which attributions count as converged: it leaves the core neurons as they are
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,17 @@ def path_nodes(n_nodes: int, crowding: float) -> tuple[np.ndarray, np.ndarray]:
 def quadrature_rule(attribution_of: Callable[[int, float], Attribution], tolerance: float) -> tuple[int, float]:
     """(nodes, crowding) of the cheapest rule that is good enough on a few trial pairs.
 
-    Good enough: the attributions add up (relative gap within ``tolerance``) and differ from those of the finest rule by less than twice
-    that. Adding up alone is not enough, because errors of channels cancel; and where no rule adds up, as in networks that jump at the
-    baseline, the second decides alone. A single node is for linear networks only: their gap is far below any tolerance.
+    Good enough: the attributions add up (relative gap within ``tolerance``) and differ little from those of the finest rule. Adding up
+    alone is not enough, because errors of channels cancel; and where no rule adds up, as in networks that jump at the baseline, the
+    second decides alone. A single node is for linear networks only: their gap is far below any tolerance.
     """
-    if attribution_of(*RULES[0]).relative_gap <= tolerance / 5:
+    if attribution_of(*RULES[0]).relative_gap <= min(_LINEAR, tolerance):
         return RULES[0]
     finest = attribution_of(*RULES[-1])
     close = []
     for rule in RULES[1:-1]:
         found = attribution_of(*rule)
-        if found.distance(finest) <= 2 * tolerance:
+        if found.distance(finest) <= _CONVERGED:
             if found.relative_gap <= tolerance:
                 return rule
             close.append(rule)

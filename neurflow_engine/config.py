@@ -59,7 +59,7 @@ class AnalysisConfig(_Config):
     granularities: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.5, 0.25)  # window side / image side
     min_groups: int = Field(default=4, ge=2)  # neuron groups of a layer, at least (fewer in a layer with few semantic groups)
     max_groups: int = Field(default=12, ge=2)  # neuron groups of a layer, at most
-    completeness: float = Field(default=0.05, gt=0)  # gap of the attribution up to which no more nodes are spent
+    completeness: float = Field(default=0.08, gt=0)  # gap of the attribution up to which no more nodes are spent
     seed: int = Field(default=0, ge=0)
     precision: Literal["mixed", "float32"] = "mixed"  # mixed: gradients in bfloat16 where the processor has it and float32 agrees
     memory_mb: int = Field(default=3000, ge=256)  # of RAM that an analysis may take, at most: how large its batches are, not what it finds

@@ -5,6 +5,7 @@ In: a pair of neighbouring layers, the probe patches, and which neurons to expla
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from neurflow_engine.rows import Rows
 from neurflow_engine.tracing import Segment, record
 
 COPIES = 64  # scaled copies of patches in one forward pass on a CPU: more no longer fit its caches
+_CORRECTION_NODES = 2  # at which the error of bfloat16 is measured
 _TRIAL_PATCHES = 8  # on which the quadrature rule is chosen
 _GRADIENTS = 6  # tensors of the size of the lower layer's output that are alive beside what autograd keeps
 _SLACK = 1.5  # for what the backward pass allocates and the allocator does not give back
@@ -80,9 +82,16 @@ class Attributions:
         rows = [self.pairs.row_of[neuron, patch] for patch in patches for neuron in pairs.neurons[patch]]
         self._rows.write(rows, np.concatenate([found.channels, found.change[:, None], found.gap[:, None]], axis=1))
 
+    def read(self, pairs: Pairs, patches: Sequence[int]) -> Attribution:
+        """What ``pairs`` wants on ``patches``, in the order in which it is written."""
+        return self._rows_of([(neuron, patch) for patch in patches for neuron in pairs.neurons[patch]])
+
     def of(self, neuron: int, patches: Sequence[int]) -> Attribution:
         """Attributions of one neuron on patches of its concept, in their order."""
-        found = self._rows.read([self.pairs.row_of[neuron, patch] for patch in patches])
+        return self._rows_of([(neuron, patch) for patch in patches])
+
+    def _rows_of(self, wanted: Sequence[tuple[int, int]]) -> Attribution:
+        found = self._rows.read([self.pairs.row_of[pair] for pair in wanted])
         return Attribution(found[:, :-2], found[:, -2], found[:, -1])
 
 
@@ -118,16 +127,33 @@ class LayerStep:
 
         return quadrature_rule(attributed, tolerance)
 
+    def corrections(self, pairs: Pairs, patches: Sequence[int], rule: tuple[int, float]) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+        """Batches of ``patches`` and what float32 adds to the channels of their pairs in bfloat16, (n_pairs, n_channels).
+
+        The error of bfloat16 comes from rounded weights and is nearly the same all along the path, so few nodes are enough to know it.
+        """
+        coarse = (min(_CORRECTION_NODES, rule[0]), rule[1])
+        with self._narrowed(pairs, patches) as columns:
+            yield from fitting(
+                patches,
+                self._capacity,
+                lambda batch: np.subtract(*(self._attributed(pairs, batch, coarse, mixed, columns).channels for mixed in (False, True))),
+                coarse[0],
+            )
+
     def attributions(
         self, pairs: Pairs, patches: Sequence[int], rule: tuple[int, float], mixed: bool
     ) -> Iterator[tuple[Sequence[int], Attribution]]:
         """Batches of ``patches`` and the attributions of their pairs, in order."""
-        if not patches:
-            return
+        with self._narrowed(pairs, patches) as columns:
+            yield from fitting(patches, self._capacity, lambda batch: self._attributed(pairs, batch, rule, mixed, columns), rule[0])
+
+    @contextmanager
+    def _narrowed(self, pairs: Pairs, patches: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Within the context the segment computes no more neurons than it must; yields which, in the order of its outputs."""
         explained = sorted({neuron for patch in patches for neuron in pairs.neurons[patch]})
         with self._segment.narrowed(explained, self.upper.channel_axis) as is_narrow:
-            columns = explained if is_narrow else range(self.upper.n_channels)
-            yield from fitting(patches, self._capacity, lambda batch: self._attributed(pairs, batch, rule, mixed, columns), rule[0])
+            yield explained if is_narrow else range(self.upper.n_channels)
 
     def _attributed(self, pairs: Pairs, batch: Sequence[int], rule: tuple[int, float], mixed: bool, columns: Sequence[int]) -> Attribution:
         """``columns``: the neurons that the segment computes, in the order of its outputs."""

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -243,8 +243,8 @@ class _Analysis:
     def attribute(
         self, tick, upper: Layer, lower: Layer, concepts: Mapping[int, Sequence[int]], activations: Rows
     ) -> Mapping[int, Attributions]:
-        """Integrated gradients of each neuron on its concept: in bfloat16 where that is faster, then again in float32 wherever the last
-        core neuron and the first that is none are so close that bfloat16 could confuse them. By neuron, the table that holds its own."""
+        """Integrated gradients of each neuron on its concept: in bfloat16 where that is faster, corrected by float32 wherever the last core
+        neuron and the first that is none are so close that bfloat16 could confuse them. By neuron, the table that holds its own."""
         maps = self.draft.open_rows(f"work/map-{lower.name}") if self.draft.holds(f"work/map-{lower.name}") else None
         step = LayerStep(self.patches, upper, lower, activations, maps, self.room)
         pairs = Pairs.of(concepts)
@@ -259,7 +259,7 @@ class _Analysis:
             again = Pairs.of({index: concepts[index] for index in close})
             tick.total += len(again.row_of)
             exact = self.table(f"work/exact-{upper.name}", again, lower)  # beside the other: the same calls are close after a restart
-            self.fill(tick, f"{upper.name} again", step, exact, again, rule, False)
+            self.correct(tick, f"{upper.name} again", step, table, exact, again, rule)
             tables |= dict.fromkeys(close, exact)
         return tables
 
@@ -273,6 +273,19 @@ class _Analysis:
         tick.advance(pairs.count(pairs.patches[:done]))
         for batch, found in step.attributions(pairs, pairs.patches[done:], rule, mixed):
             table.write(pairs, batch, found)
+            done += len(batch)
+            self.draft.note(note, done)
+            tick.advance(pairs.count(batch))
+
+    def correct(
+        self, tick, note: str, step: LayerStep, table: Attributions, exact: Attributions, pairs: Pairs, rule: tuple[int, float]
+    ) -> None:
+        """Write what ``table`` holds of ``pairs``, corrected by float32, into ``exact``; goes on as ``fill`` does."""
+        done = self.draft.noted(note)
+        tick.advance(pairs.count(pairs.patches[:done]))
+        for batch, correction in step.corrections(pairs, pairs.patches[done:], rule):
+            mixed = table.read(pairs, batch)
+            exact.write(pairs, batch, replace(mixed, channels=mixed.channels + correction))
             done += len(batch)
             self.draft.note(note, done)
             tick.advance(pairs.count(batch))

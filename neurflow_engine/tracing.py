@@ -415,7 +415,7 @@ class Segment:
         with self.network.lock, ExitStack() as undo:
             is_narrow = False
             size = 0 if self._projection is None else len(self._projection.weight)
-            if len(channels) < size == self._n_channels(axis):
+            if 0 < len(channels) < size == self._n_channels(axis):
                 index = torch.as_tensor(list(channels), device=self._projection.weight.device)
                 with torch.no_grad(), ExitStack() as trial:
                     expected = self(*self._sample)
