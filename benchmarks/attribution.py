@@ -63,7 +63,7 @@ CORE = 16
 CROWDING = (0, 6)  # of the nodes of the reference: what converges faster differs between networks
 COLUMNS = (
     "model", "upper <- lower", "weights", "targets", "captum, s/target", "ours, s/target", "ratio", "CPU ratio", "same",
-    "captum right", "ours right", "gap reference", "gap captum", "gap ours", "nodes", "again", "floor, s/target", "one pass, s",
+    "captum right", "ours right", "gap reference", "gap captum", "gap ours", "nodes", "corrected", "floor, s/target", "one pass, s",
     "captum rows",
 )  # fmt: skip
 

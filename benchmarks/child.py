@@ -21,8 +21,8 @@ from neurflow_engine.layer_step import LayerStep
 def noted_steps() -> Iterator[dict[str, dict]]:
     """Within the context, analyses note their layer steps: {upper layer: {"lower", "rule", "passes"}}.
 
-    ``passes`` are {"patches", "pairs", "mixed"}, in order: all pairs, then those that are done again in float32. The trials on which the
-    rule is chosen are left out.
+    ``passes`` are {"patches", "pairs", "mixed"}, in order: all pairs, then those that float32 corrects. The trials on which the rule is
+    chosen are left out.
     """
     steps: dict[str, dict] = {}
 
@@ -40,6 +40,11 @@ def noted_steps() -> Iterator[dict[str, dict]]:
             if patches:
                 self.note["passes"].append({"patches": len(patches), "pairs": pairs.count(patches), "mixed": mixed})
             return super().attributions(pairs, patches, rule, mixed)
+
+        def corrections(self, pairs, patches, rule):
+            if patches:
+                self.note["passes"].append({"patches": len(patches), "pairs": pairs.count(patches), "mixed": False})
+            return super().corrections(pairs, patches, rule)
 
     pipeline.LayerStep = Noted
     try:

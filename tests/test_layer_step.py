@@ -204,7 +204,7 @@ class TestTheRule:
         pairs, step = Pairs.of(CONCEPTS), resnet.step()
         rule = step.rule(pairs, 0.05, mixed=False)
         assert rule in RULES[1:]
-        assert step.rule(pairs, 1e9, mixed=False) == RULES[0]
+        assert step.rule(pairs, 1e9, mixed=False) in RULES[1:]  # no tolerance makes it linear
 
 
 def test_layers_between_which_no_path_leads_are_refused(resnet):
