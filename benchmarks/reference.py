@@ -19,7 +19,18 @@ from benchmarks.measuring import Measured, Work, machine, measured, peak, table,
 from neurflow_engine.records import LOGITS
 
 REFERENCE = ("--crop-pct", "1.0", "--target", "387", "--layers", "bn2,blocks.6,blocks.5", "--max-images", "20")
-COLUMNS = ("stage", "seconds", "GFLOP", "floor float32, s", "floor bfloat16, s", "GB moved", "at copy speed, s", "nodes", "pairs", "corrected")
+COLUMNS = (
+    "stage",
+    "seconds",
+    "GFLOP",
+    "floor float32, s",
+    "floor bfloat16, s",
+    "GB moved",
+    "at copy speed, s",
+    "nodes",
+    "pairs",
+    "corrected",
+)
 
 
 def floors(run, steps: dict) -> dict[str, Work]:
