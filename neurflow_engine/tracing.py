@@ -8,7 +8,7 @@ that two threads can use one model and never see each other's changes.
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -370,8 +370,11 @@ class Segment:
                 calls_left[name] -= 1
                 others = self._cut.write(output, None) if name == self._cut.module else output
                 recorded[name].append(map_leaves(Tensor, Tensor.clone, others))
+                if not any(calls_left.values()):
+                    raise _Reached
 
-        trace(self.network, images, keep=copy)
+        with suppress(_Reached):
+            trace(self.network, images, keep=copy)
         return recorded
 
     def __call__(self, lower_output: Tensor, context: Mapping[str, Sequence[object]] | None = None) -> Tensor:

@@ -367,7 +367,6 @@ class TestAfterAnException:
             lambda: record(net, inputs, [LOGITS]),
             lambda: trace(net, inputs),
             lambda: segment(torch.ones(3, 5)),
-            lambda: segment.context(inputs),
             lambda: Segment(net, "cut", LOGITS, inputs),
             lambda: _edited(net, inputs, torch.zeros_like),
         ):
@@ -376,6 +375,14 @@ class TestAfterAnException:
             assert_untouched(net)
         net.model.fails = False
         assert torch.equal(net.model(inputs), intact)
+
+    def test_the_context_is_recorded_without_what_lies_above_the_cut(self):
+        net, inputs = network(Chain()), images(3, 2, channels=1)
+        segment = Segment(net, "cut", LOGITS, inputs)
+        net.model.fails = True  # above the cut
+        context = segment.context(inputs)
+        net.model.fails = False
+        assert torch.equal(segment(record(net, inputs, ["cut"])["cut"], context), net.model(inputs))
 
     def test_a_replay_with_a_tensor_of_the_wrong_shape_leaves_the_model_as_before(self):
         net, inputs = network(Chain()), images(3, 2, channels=1)
