@@ -7,6 +7,9 @@ Patch ids index the run's list of patches; image ids index its list of probe ima
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
+from typing import Literal
+
+import numpy as np
 
 LOGITS = "logits"  # the name of the last layer in every model
 
@@ -171,3 +174,31 @@ class Circuit:
     @staticmethod
     def _strongest(edges) -> tuple[Edge, ...]:
         return tuple(sorted(edges, key=lambda edge: -abs(edge.weight)))
+
+
+@dataclass(frozen=True)
+class Filling:
+    """Silencing by constants: neurons of a layer take a fixed value at every position, zero or their mean."""
+
+    layer: str
+    neurons: tuple[int, ...]
+    values: tuple[float, ...]  # one per neuron
+
+
+@dataclass(frozen=True, eq=False)
+class Damping:
+    """Silencing along a direction: what a layer shows of it above a level is taken away, everything below stays as it is.
+
+    With s = filter . h, a position's vector h becomes h - max(0, s - level) * pattern. ``filter`` tells how much of the direction is
+    there, ``pattern`` is what it adds to the neurons (filter . pattern = 1, so that s = level afterwards; Haufe et al. 2014 on why the
+    two differ). Compare the projection of ClArC (Anders et al. 2022).
+    """
+
+    layer: str
+    filter: np.ndarray  # (n_channels,), float32
+    pattern: np.ndarray  # (n_channels,), float32
+    level: float  # the usual level
+    scope: Literal["position", "image"]  # s of each position for itself, or its mean over the positions of the image for all of them
+
+
+Silencer = Filling | Damping

@@ -1,0 +1,56 @@
+"""What silencing does to the output of a layer: plain tensor operations, the same in the app and in a fix that is handed over.
+
+In: a silencer and a layer's output. Out: a changed copy. Class and register tokens are changed by a filling only: a damping is about
+positions of the image.
+"""
+
+import torch
+from torch import Tensor
+
+from neurflow_engine.records import Damping, Filling, Layer, Silencer
+
+
+def silenced(layer: Layer, output: Tensor, silencer: Silencer) -> Tensor:
+    """A copy of the layer's output in which the silencer has done its work.
+
+    Args:
+        output: images first, e.g. (n, n_channels, height, width) or (n, n_tokens, n_channels).
+    """
+    return filled(layer, output, silencer) if isinstance(silencer, Filling) else damped(layer, output, silencer)
+
+
+def filled(layer: Layer, output: Tensor, filling: Filling) -> Tensor:
+    """A copy in which the neurons have their fixed values at every position."""
+    index = torch.as_tensor(filling.neurons, dtype=torch.long, device=output.device)
+    values = torch.as_tensor(filling.values, dtype=output.dtype, device=output.device)
+    shape = [1] * output.ndim
+    shape[layer.channel_axis] = len(values)
+    expanded = list(output.shape)
+    expanded[layer.channel_axis] = len(values)
+    return output.index_copy(layer.channel_axis, index, values.view(shape).expand(expanded).contiguous())
+
+
+def damped(layer: Layer, output: Tensor, damping: Damping) -> Tensor:
+    """A copy in which what exceeds the level along the direction is taken away (``Damping`` gives the formula)."""
+    filter, pattern = (torch.as_tensor(vector, device=output.device, dtype=output.dtype) for vector in (damping.filter, damping.pattern))
+    return output - along_channels(layer, output.ndim, pattern) * excess(layer, output, filter, damping.level, damping.scope)
+
+
+def excess(layer: Layer, output: Tensor, filter: Tensor, level: float, scope: str) -> Tensor:
+    """How far each position lies above the level, with an axis of length 1 in place of the channels; 0 for prefix tokens."""
+    shown = (output * along_channels(layer, output.ndim, filter)).sum(layer.channel_axis, keepdim=True)
+    positions = [axis for axis in range(1, output.ndim) if axis != layer.channel_axis]
+    if scope == "image" and positions:
+        patches = shown.narrow(1, layer.n_prefix_tokens, shown.shape[1] - layer.n_prefix_tokens) if layer.n_prefix_tokens else shown
+        shown = patches.mean(positions, keepdim=True).expand_as(shown)
+    above = torch.relu(shown - level)
+    if layer.n_prefix_tokens:
+        above = torch.cat([torch.zeros_like(above[:, : layer.n_prefix_tokens]), above[:, layer.n_prefix_tokens :]], 1)
+    return above
+
+
+def along_channels(layer: Layer, n_axes: int, vector: Tensor) -> Tensor:
+    """A vector (n_channels,) with the axes of the layer's output."""
+    shape = [1] * n_axes
+    shape[layer.channel_axis] = len(vector)
+    return vector.view(shape)
