@@ -31,6 +31,10 @@ class RunError(InputError):
     """A run does not exist, is not whole, or does not hold what was asked for."""
 
 
+class FixError(InputError):
+    """A file of silencers, such as a fix, cannot be used, or does not fit the model it is applied to."""
+
+
 class WorkspaceError(InputError):
     """The workspace cannot be read or written (missing, read-only, full)."""
 
