@@ -47,6 +47,10 @@ class LabelConflictError(NeurflowError):
     """A label was changed by somebody else since it was read; both texts are in the message."""
 
 
+class VerdictConflictError(NeurflowError):
+    """A verdict was changed by somebody else since it was read; both are in the message."""
+
+
 class JobError(NeurflowError):
     """A background job cannot be started or found."""
 

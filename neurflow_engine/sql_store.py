@@ -1,0 +1,311 @@
+"""What people say about neuron groups, kept in SQL: how it stands now, and its whole history.
+
+In: the columns of what is said, and changes by people who may work at once. Out: stores such as ``labels.LabelStore``, in which nothing
+is lost and nobody overwrites anybody unseen.
+"""
+
+import os
+import sqlite3
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Generic, Self, TypeVar
+
+import sqlalchemy as sql
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.schema import CreateTable
+
+from neurflow_engine.errors import InputError, NeurflowError, WorkspaceError
+
+MAX_LENGTH = 120  # characters of a text or an author's name
+
+Record = TypeVar("Record")
+Change = TypeVar("Change")
+
+
+class _UtcDateTime(sql.types.TypeDecorator):
+    """Aware UTC times in any database; SQLite forgets the zone, so it is put back."""
+
+    impl = sql.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value, dialect):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def choice(kind: type[StrEnum]) -> sql.Enum:
+    """Column type of a StrEnum, stored as its text."""
+    return sql.Enum(kind, native_enum=False, length=16, values_callable=lambda members: [member.value for member in members])
+
+
+class Layout(Generic[Record, Change]):
+    """The tables of one kind of thing that is said about groups, e.g. labels: one of things as they are, one of changes, one of versions.
+
+    A thing is known by its key; its content is what a change writes and an undo brings back; author, time and version are added.
+    """
+
+    def __init__(
+        self,
+        noun: str,
+        version: int,
+        version_table: str,
+        key: Sequence[str],
+        content: Mapping[str, sql.types.TypeEngine],
+        required: Sequence[str],
+        nothing: object,
+        record: type[Record],
+        change: type[Change],
+    ):
+        """
+        Args:
+            noun: e.g. "label"; the tables are called after it.
+            version: of the tables; a database of a later one is refused.
+            key: names of the text columns that a thing is known by.
+            content: column types by name; ``required`` names those that are never empty.
+            nothing: a frozen dataclass of the content's columns as they are before anybody said anything.
+            record: dataclass of key, content, "author", "updated" and "version".
+            change: dataclass of "version", "action", content, "author" and "time".
+        """
+        self.noun, self.version, self.key, self.nothing = noun, version, tuple(key), nothing
+        self.record, self.change = record, change
+        self.metadata = sql.MetaData()
+
+        def columns() -> list[sql.Column]:
+            return [sql.Column(name, kind, nullable=name not in required) for name, kind in content.items()]
+
+        def keys() -> list[sql.Column]:
+            return [sql.Column(name, sql.String, primary_key=True) for name in key]
+
+        self.versions = sql.Table(version_table, self.metadata, sql.Column("version", sql.Integer, primary_key=True, autoincrement=False))
+        self.things = sql.Table(
+            f"{noun}s",
+            self.metadata,
+            *keys(),
+            *columns(),
+            sql.Column("author", sql.String, nullable=False),
+            sql.Column("updated", _UtcDateTime, nullable=False),
+            sql.Column("version", sql.Integer, nullable=False),
+        )
+        self.changes = sql.Table(
+            f"{noun}_changes",
+            self.metadata,
+            *keys(),
+            sql.Column("version", sql.Integer, primary_key=True, autoincrement=False),
+            sql.Column("action", sql.String, nullable=False),
+            *columns(),
+            sql.Column("author", sql.String, nullable=False),
+            sql.Column("time", _UtcDateTime, nullable=False),
+            sql.Column("restores", sql.Integer),  # of an undo: the version it went back to; 0: before the first change
+            sql.ForeignKeyConstraint(key, [f"{noun}s.{name}" for name in key]),
+        )
+
+    def content_of(self, row: object) -> object:
+        """The content in a record or a row of any of the tables."""
+        return type(self.nothing)(**{field.name: getattr(row, field.name) for field in fields(self.nothing)})
+
+    def of(self, table: sql.Table, key: Sequence[str]) -> tuple:
+        """The conditions that pick one thing's rows."""
+        return tuple(table.c[name] == value for name, value in zip(self.key, key, strict=True))
+
+
+class GroupStore(Generic[Record, Change]):
+    """Things that are said about groups; many threads and processes may use one database, and one store, at once.
+
+    Every change names the version it was made on (0: nobody said anything yet). A change made on an older version is refused with
+    ``_conflict`` and writes nothing. All methods raise WorkspaceError when the database cannot be used.
+    """
+
+    layout: Layout[Record, Change]
+
+    def __init__(self, url: str | sql.URL):
+        """Open the database and create its tables when they are missing; raises WorkspaceError in one sentence."""
+        try:
+            self._engine = sql.create_engine(url, pool_pre_ping=True)
+        except (SQLAlchemyError, ImportError) as error:
+            problem = f"The {self.layout.noun} database URL cannot be used: {_first_line(error)}"
+            raise WorkspaceError(f"{problem}; expected e.g. sqlite:///labels.sqlite in NEURFLOW_DATABASE_URL.") from None
+        if self._engine.dialect.name == "sqlite":
+            sql.event.listen(self._engine, "connect", _prepare_sqlite)
+        with self._speaking():
+            version = self._stored_version()
+            if version is None:
+                self._create_tables()
+        if version is not None and version > self.layout.version:
+            raise WorkspaceError(
+                f"The {self.layout.noun} database {self._name} has schema version {version}, this program knows {self.layout.version}; "
+                "update the program."
+            )
+
+    @classmethod
+    def for_workspace(cls, folder: Path | str) -> Self:
+        """The store of a workspace: ``NEURFLOW_DATABASE_URL`` where it is set, else ``labels.sqlite`` in the folder."""
+        url = os.environ.get("NEURFLOW_DATABASE_URL")
+        if url:
+            return cls(url)
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkspaceError(
+                f"The workspace {folder} cannot be created: {error.strerror}; choose a folder that can be written."
+            ) from None
+        return cls(sql.URL.create("sqlite", database=str(Path(folder) / "labels.sqlite")))
+
+    def close(self) -> None:
+        """Let go of the database's connections; the store may be used again."""
+        self._engine.dispose()
+
+    # reading
+
+    def _found(self, query: sql.Select) -> list[Record]:
+        with self._reading() as connection:
+            return [self.layout.record(**row._mapping) for row in connection.execute(query)]
+
+    def _get(self, key: Sequence[str]) -> Record | None:
+        found = self._found(sql.select(self.layout.things).where(*self.layout.of(self.layout.things, key)))
+        return found[0] if found else None
+
+    def _history(self, key: Sequence[str]) -> list[Change]:
+        changes = self.layout.changes
+        query = sql.select(*(changes.c[field.name] for field in fields(self.layout.change))).where(*self.layout.of(changes, key))
+        with self._reading() as connection:
+            return [self.layout.change(**row._mapping) for row in connection.execute(query.order_by(changes.c.version))]
+
+    # changing
+
+    def _change(
+        self,
+        key: Sequence[str],
+        expected_version: int,
+        author: str,
+        action: str,
+        change: Callable[[object], object],
+        mine: str,
+        restores: int | None = None,
+    ) -> Record:
+        """Compare and swap: write what ``change`` makes of the content, if the thing still has the expected version."""
+        layout, author = self.layout, checked_text(author, "The author")
+        before = self._get(key)
+        if expected_version != (before.version if before else 0):
+            raise self._conflict(before, key, expected_version, mine)
+        old = layout.content_of(before) if before else layout.nothing
+        new = change(old)
+        if before and new == old and restores is None:
+            return before
+        time, version, known_by = datetime.now(UTC), expected_version + 1, dict(zip(layout.key, key, strict=True))
+        after = layout.record(**known_by, **asdict(new), author=author, updated=time, version=version)
+        try:
+            # the write comes first in its transaction: SQLite then waits for its turn instead of failing half way
+            with self._speaking(), self._engine.begin() as connection:
+                if before is None:
+                    connection.execute(sql.insert(layout.things).values(**asdict(after)))
+                else:
+                    where = (*layout.of(layout.things, key), layout.things.c.version == expected_version)
+                    if not connection.execute(sql.update(layout.things).where(*where).values(**asdict(after))).rowcount:
+                        raise _LostRace
+                entry = {**known_by, "version": version, "action": action, "author": author, "time": time}
+                connection.execute(sql.insert(layout.changes).values(**entry, **asdict(new), restores=restores))
+        except _LostRace:
+            raise self._conflict(self._get(key), key, expected_version, mine) from None
+        return after
+
+    def _undo(self, key: Sequence[str], author: str, expected_version: int) -> Record:
+        layout = self.layout
+        query = sql.select(layout.changes).where(*layout.of(layout.changes, key), layout.changes.c.version <= expected_version)
+        with self._reading() as connection:
+            versions = {row.version: row for row in connection.execute(query)}
+
+        def origin(version: int) -> int:  # an undo stands for the version that it brought back
+            row = versions.get(version)
+            return version if row is None or row.restores is None else row.restores
+
+        last = origin(expected_version)
+        target = origin(last - 1) if last else 0
+
+        def undone(now: object) -> object:
+            if not last:
+                group = dict(zip(layout.key, key, strict=True))["group_id"]
+                raise InputError(f"Nothing is left to undo on the {layout.noun} of group {group}.")
+            return layout.content_of(versions[target]) if target else layout.nothing
+
+        return self._change(key, expected_version, author, "undone", undone, "the undo", restores=target)
+
+    def _conflict(self, now: Record | None, key: Sequence[str], expected_version: int, mine: str) -> NeurflowError:
+        """What is raised when the thing is not as it was when ``mine`` was decided."""
+        raise NotImplementedError
+
+    # the database
+
+    @property
+    def _name(self) -> str:
+        return self._engine.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """Turn whatever the database reports into one sentence."""
+        try:
+            yield
+        except IntegrityError:
+            raise _LostRace from None
+        except SQLAlchemyError as error:
+            raise WorkspaceError(
+                f"The {self.layout.noun} database {self._name} cannot be used: {_first_line(error)}; "
+                "check that it can be reached and written and has space left, or set NEURFLOW_DATABASE_URL to another one."
+            ) from None
+
+    @contextmanager
+    def _reading(self) -> Iterator[sql.Connection]:
+        with self._speaking(), self._engine.connect() as connection:
+            yield connection
+
+    def _stored_version(self) -> int | None:
+        versions = self.layout.versions
+        with self._engine.connect() as connection:
+            if not sql.inspect(connection).has_table(versions.name):
+                return None
+            return connection.execute(sql.select(sql.func.max(versions.c.version))).scalar()
+
+    def _create_tables(self) -> None:
+        """Create what is missing; the version row comes last, so whoever sees it sees all tables."""
+        version = sql.insert(self.layout.versions).values(version=self.layout.version)
+        for statement in (*(CreateTable(table, if_not_exists=True) for table in self.layout.metadata.sorted_tables), version):
+            # an IntegrityError says that somebody who opened the new database in the same moment was faster
+            with suppress(IntegrityError), self._engine.begin() as connection:
+                connection.execute(statement)
+
+
+class _LostRace(Exception):
+    """Somebody else wrote the version that was about to be written."""
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record) -> None:
+    connection.execute("PRAGMA busy_timeout = 30000")
+    connection.execute("PRAGMA foreign_keys = ON")
+    with suppress(sqlite3.OperationalError):  # a read-only file keeps its journal, and can still be read
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).strip().split("\n")[0].rstrip(".")
+
+
+def checked_text(text: str, what: str = "A label", longest: int = MAX_LENGTH) -> str:
+    """The text stripped and in Unicode's composed form (NFC); markup is only text and stays as it is.
+
+    Raises InputError unless it has 1 to ``longest`` characters on one line, at least one of them visible, and no control characters.
+
+    >>> checked_text("  cafe\\u0301 ")
+    'café'
+    """
+    text = unicodedata.normalize("NFC", text).strip()
+    categories = {unicodedata.category(character) for character in text}
+    if not any(category[0] in "LMNPS" for category in categories):
+        raise InputError(f"{what} needs at least one visible character, got {text!r}.")
+    if len(text) > longest:
+        raise InputError(f"{what} has {len(text)} characters, at most {longest} are possible; shorten it.")
+    if categories & {"Cc", "Cs", "Zl", "Zp"}:
+        raise InputError(f"{what} is one line without control characters, got {text!r}.")
+    return text
