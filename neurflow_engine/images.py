@@ -81,6 +81,32 @@ def match_classes(image_set: ImageSet, class_names: Sequence[str], class_names_s
     return replace(image_set, images=tuple(replace(image, true=index.get(image.folder)) for image in image_set.images), label_rule=rule)
 
 
+def copies(root: Path, paths: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The other files with the same content, in the order of ``paths``, for the first file of each content: its copies are no keys.
+
+    Files of different sizes are not read; a file that cannot be read is taken for the only one of its kind.
+    """
+    by_content: dict[object, list[str]] = {}
+    by_size = defaultdict(list)
+    for path in paths:
+        try:
+            by_size[os.stat(Path(root) / path).st_size].append(path)
+        except OSError:
+            by_size[path].append(path)
+    alone = {path for same in by_size.values() if len(same) == 1 for path in same}
+    for path in paths:
+        by_content.setdefault(path if path in alone else _content_hash(Path(root) / path) or path, []).append(path)
+    return {first: tuple(others) for first, *others in by_content.values()}
+
+
+def _content_hash(path: Path) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return None
+
+
 def open_image(path: Path, in_chans: int = 3) -> Image.Image:
     """Decode an image file of any kind to mode RGB (``in_chans`` 3) or L (``in_chans`` 1), upright, 8 bits per channel.
 

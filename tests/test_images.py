@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from torch.nn.functional import interpolate
 
 from neurflow_engine.errors import DataError
-from neurflow_engine.images import ImageBatches, crop_patches, cut_patches, match_classes, open_image, scan
+from neurflow_engine.images import ImageBatches, copies, crop_patches, cut_patches, match_classes, open_image, scan
 from neurflow_engine.models import Preprocessing
 from neurflow_engine.records import ImageFile, Patch
 
@@ -146,6 +146,24 @@ class TestScan:
         code = "import sys; from neurflow_engine.images import scan; print(len(scan(sys.argv[1]).images), 'torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=Path(__file__).parents[1])
         assert done.stdout.split() == ["2", "False"], done.stderr
+
+
+class TestCopies:
+    def test_files_of_one_content_are_found_under_their_first_name(self, tmp_path):
+        class_folders(tmp_path, "a", "b")
+        for copy in ("a/2.png", "b/1.png"):
+            (tmp_path / copy).write_bytes((tmp_path / "a" / "0.png").read_bytes())
+        paths = [image.path for image in scan(tmp_path).images]
+        assert copies(tmp_path, paths) == {"a/0.png": ("a/2.png", "b/1.png"), "a/1.png": (), "b/0.png": ()}
+        assert copies(tmp_path, paths[::-1]) == {"b/1.png": ("a/2.png", "a/0.png"), "b/0.png": (), "a/1.png": ()}
+
+    def test_files_of_one_size_may_differ(self, tmp_path):
+        for name, content in (("a", b"one"), ("b", b"two"), ("c", b"one")):
+            (tmp_path / name).write_bytes(content)
+        assert copies(tmp_path, ["a", "b", "c"]) == {"a": ("c",), "b": ()}
+
+    def test_files_that_are_gone_are_nobodys_copies(self, tmp_path):
+        assert copies(tmp_path / "gone", ["a.png", "b.png"]) == {"a.png": (), "b.png": ()}
 
 
 class TestOpenImage:
