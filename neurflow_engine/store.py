@@ -388,6 +388,9 @@ class Workspace:
     def fidelity_folder(self, report_id: str) -> Path:
         return self.root / "fidelity" / report_id
 
+    def preview_folder(self, preview_id: str) -> Path:
+        return self.root / "previews" / preview_id
+
     def runs(self) -> list[RunSummary]:
         """All whole runs, newest first; unfinished and unreadable folders are passed over."""
         found = []
@@ -438,6 +441,11 @@ class Workspace:
         """Finished fidelity reports of a run, newest first: the JSON of ``fidelity RUN --json``."""
         reports = [read_json(folder / MANIFEST) for folder in self._whole("fidelity")]
         return sorted((report for report in reports if report["run"] == run_id), key=lambda report: report["created"], reverse=True)
+
+    def previews(self, run_id: str) -> list[dict]:
+        """Finished fix previews of a run, newest first: the JSON of ``preview RUN --json``."""
+        previews = [read_json(folder / MANIFEST) for folder in self._whole("previews")]
+        return sorted((preview for preview in previews if preview["run"] == run_id), key=lambda preview: preview["created"], reverse=True)
 
     @contextmanager
     def draft(self, final: Path, fingerprint: str, while_waiting: Callable[[], object] | None = None) -> Iterator[Draft]:
