@@ -32,7 +32,8 @@ from neurflow_engine import progress as progress_
 from neurflow_engine.catalogue import list_models
 from neurflow_engine.config import AnalysisConfig, ModelConfig, checked
 from neurflow_engine.errors import InputError, NeurflowError, WorkspaceError
-from neurflow_engine.store import SCHEMA, Evaluation, Run, Workspace, write_atomically
+from neurflow_engine.files import write_atomically
+from neurflow_engine.store import SCHEMA, Evaluation, Run, Workspace
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -372,8 +373,8 @@ def _export(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
 
 def _demo(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     from neurflow_engine import demo
+    from neurflow_engine.files import writing
     from neurflow_engine.pipeline import analyze
-    from neurflow_engine.store import writing
 
     images = workspace.demo_folder / "images"
     if not images.is_dir():

@@ -21,11 +21,13 @@ from neurflow_engine.batching import BATCH, in_batches
 from neurflow_engine.controls import interval, matched_neurons, spread
 from neurflow_engine.errors import DataError, RunError, near_matches
 from neurflow_engine.evaluation import classifier_of, evaluate
+from neurflow_engine.files import read_json
 from neurflow_engine.images import ImageBatches, cut_patches, left_out, match_classes, open_image, scan
-from neurflow_engine.layers import examine, silenced
+from neurflow_engine.layers import examine
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, ImageSet, NeuronGroup, Patch
-from neurflow_engine.store import MANIFEST, SCHEMA, Run, Workspace, now, read_json
+from neurflow_engine.silencing import zeroed
+from neurflow_engine.store import MANIFEST, SCHEMA, Run, Workspace, now
 from neurflow_engine.tracing import Segment, edited, record
 
 DRAWS = 20  # random neuron sets in a control
@@ -172,7 +174,7 @@ class Debugger:
         """Logits (n_images, n_classes) on the CPU when the neurons of the named layers are zero."""
         with ExitStack() as stack:
             for layer, indices in neurons.items():
-                edit = lambda output, layer=layer, indices=indices: silenced(self.run.layers[layer], output, indices)  # noqa: E731
+                edit = lambda output, layer=layer, indices=indices: zeroed(self.run.layers[layer], output, indices)  # noqa: E731
                 stack.enter_context(edited(self.classifier, layer, edit))
             return self._logits(images)
 
@@ -309,7 +311,7 @@ def _report(debugger: Debugger, predictions, root: Path, progress: Progress, dra
                         if draw and not (predicted[batch] != true[batch]).any():
                             break
                         with torch.no_grad():
-                            logits = segment(silenced(shape, recorded[layer], neurons), context).float().cpu().numpy()
+                            logits = segment(zeroed(shape, recorded[layer], neurons), context).float().cpu().numpy()
                         right_after[group.id][draw, batch] = logits.argmax(1) == true[batch]
                         gain[group.id][draw, batch] = _margin(logits, true[batch], target) - before
                     tick.advance(len(batch))

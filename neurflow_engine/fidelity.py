@@ -18,10 +18,11 @@ import numpy as np
 from neurflow_engine.config import AnalysisConfig, ModelConfig
 from neurflow_engine.controls import matched_neurons, spread
 from neurflow_engine.errors import InputError
+from neurflow_engine.files import read_json, write_json, writing
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, Circuit, Neuron
 from neurflow_engine.stability import stability
-from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Run, Workspace, now, read_json, write_json, writing
+from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Run, Workspace, now
 from neurflow_engine.verdict import discernment, judged, precision
 
 if TYPE_CHECKING:

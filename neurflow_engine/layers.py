@@ -254,8 +254,7 @@ def pooled(layer: Layer, output: Tensor) -> Tensor:
     return spread.mean(2, dtype=torch.float32 if output.dtype.itemsize < 4 else None)
 
 
-def silenced(layer: Layer, output: Tensor, neurons: Sequence[int]) -> Tensor:
-    """A copy of the layer's output in which the given neurons are zero at every position."""
-    quiet = output.clone()
-    quiet.index_fill_(layer.channel_axis, torch.as_tensor(list(neurons), dtype=torch.long, device=output.device), 0)
-    return quiet
+def positions(layer: Layer, output: Tensor) -> Tensor:
+    """What each position of the image has in each neuron, without prefix tokens: (n, n_positions, n_channels)."""
+    tokens = output[:, layer.n_prefix_tokens :] if layer.n_prefix_tokens else output
+    return tokens.movedim(layer.channel_axis, -1).flatten(1, -2) if tokens.ndim > 2 else tokens[:, None]

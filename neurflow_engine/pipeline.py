@@ -32,6 +32,7 @@ from neurflow_engine.config import AnalysisConfig, ModelConfig
 from neurflow_engine.core_neurons import is_close_call
 from neurflow_engine.errors import DataError, LayerError, RunError
 from neurflow_engine.evaluation import data_manifest, evaluate, model_manifest
+from neurflow_engine.files import writing
 from neurflow_engine.images import ImageBatches, cut_patches, match_classes, scan
 from neurflow_engine.layer_step import Attributions, LayerStep, Pairs, native_bfloat16
 from neurflow_engine.layers import Anatomy, examine
@@ -39,7 +40,7 @@ from neurflow_engine.models import Classifier, load_classifier
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import ImageSet, Layer, Neuron, NeuronGroup, ProbeImage
 from neurflow_engine.rows import Rows
-from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Run, Workspace, now, writing
+from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Run, Workspace, now
 from neurflow_engine.tracing import folded
 
 METHOD = 2  # raised when the same configuration would give another circuit than before

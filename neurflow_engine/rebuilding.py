@@ -17,13 +17,14 @@ from neurflow_engine.circuit import assembled, explained
 from neurflow_engine.concepts import concept
 from neurflow_engine.config import AnalysisConfig
 from neurflow_engine.errors import DataError
+from neurflow_engine.files import writing
 from neurflow_engine.images import ImageBatches
 from neurflow_engine.layer_step import Attributions, LayerStep, Pairs
 from neurflow_engine.models import Classifier
 from neurflow_engine.progress import Stage
 from neurflow_engine.records import Circuit, Layer
 from neurflow_engine.rows import Rows
-from neurflow_engine.store import Run, writing
+from neurflow_engine.store import Run
 from neurflow_engine.tracing import folded
 
 _COLUMNS = 128  # neurons whose activations on all patches are looked at together

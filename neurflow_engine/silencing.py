@@ -4,6 +4,8 @@ In: a silencer and a layer's output. Out: a changed copy. Class and register tok
 positions of the image.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,11 @@ def filled(layer: Layer, output: Tensor, filling: Filling) -> Tensor:
     expanded = list(output.shape)
     expanded[layer.channel_axis] = len(values)
     return output.index_copy(layer.channel_axis, index, values.view(shape).expand(expanded).contiguous())
+
+
+def zeroed(layer: Layer, output: Tensor, neurons: Sequence[int]) -> Tensor:
+    """A copy in which the neurons are zero at every position."""
+    return filled(layer, output, Filling(layer.name, tuple(neurons), (0.0,) * len(neurons)))
 
 
 def damped(layer: Layer, output: Tensor, damping: Damping) -> Tensor:

@@ -5,7 +5,6 @@ progress lies in ``NAME.partial`` with a list of its finished stages, and takes 
 """
 
 import io
-import json
 import os
 import shutil
 import time
@@ -25,8 +24,10 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from neurflow_engine.errors import InputError, RunError, WorkspaceError, near_matches
-from neurflow_engine.records import Circuit, Edge, Layer, Neuron, NeuronGroup, Patch, ProbeImage, SkippedFile
+from neurflow_engine.files import read_json, write_json, writing
+from neurflow_engine.records import Circuit, Edge, Layer, Neuron, NeuronGroup, Patch, ProbeImage, Silencer, SkippedFile
 from neurflow_engine.rows import Rows
+from neurflow_engine.silencer_file import read as read_silencers
 
 SCHEMA = 1  # of run folders and of the JSON on stdout
 MANIFEST = "manifest.json"
@@ -36,48 +37,6 @@ _NOTE_EVERY = 2.0  # seconds between two notes of how far a stage is
 _CIRCUIT_TABLES = {"images": ProbeImage, "patches": Patch, "neurons": Neuron, "groups": NeuronGroup, "edges": Edge}
 
 Record = TypeVar("Record")
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turns a failing disk into a WorkspaceError that names the folder and the reason."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise WorkspaceError(
-            f"{folder} cannot be written ({reason}); free space, change its permissions or choose another workspace."
-        ) from None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there with all of its content or not at all; raises WorkspaceError."""
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(unfinished, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except BaseException:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically; raises WorkspaceError."""
-    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON file of the workspace; raises WorkspaceError when it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WorkspaceError(f"{path} cannot be read ({error}); delete its folder and run the analysis again.") from None
 
 
 class Draft:
@@ -364,6 +323,59 @@ class Evaluation:
         return pd.DataFrame(rows).astype({"false_positives": "Int64", "false_negatives": "Int64"})
 
 
+class DebugReport:
+    """What ``debug`` found for a run and a folder of images: figures, and what silences each group."""
+
+    SILENCERS = "silencers.json"
+
+    def __init__(self, folder: Path):
+        """``folder``: a finished report; raises RunError when it is none, or of another version."""
+        if not (folder / MANIFEST).is_file():
+            raise RunError(f"There is no finished debug report in {folder}; run debug again.")
+        self.folder, self.id = folder, folder.name
+        self.json = read_json(folder / MANIFEST)
+        if self.json["schema"] != SCHEMA:
+            raise RunError(f"Debug report {self.id} was made by another version of this program; run debug again.")
+
+    @property
+    def images_root(self) -> Path:
+        """The folder of images that was looked at."""
+        return Path(self.json["images_root"])
+
+    @cached_property
+    def groups(self) -> dict[str, dict]:
+        """What was found of each group, by id, most misleading first."""
+        return {group["id"]: group for group in self.json["groups"]}
+
+    def group(self, group_id: str) -> dict:
+        """What was found of one group; raises RunError with near matches."""
+        if group_id not in self.groups:
+            raise RunError(f"Debug report {self.id} has no group {group_id!r}.{near_matches(group_id, self.groups)}")
+        return self.groups[group_id]
+
+    @cached_property
+    def _silencers(self) -> dict[str, tuple[Layer, Silencer]]:
+        return read_silencers(self.folder / self.SILENCERS)[1]
+
+    def silencer(self, group_id: str) -> Silencer:
+        """The recommended way to silence a group; raises RunError with near matches."""
+        self.group(group_id)
+        return self._silencers[group_id][1]
+
+    @cached_property
+    def layers(self) -> dict[str, Layer]:
+        """The layers that the groups lie in, by name; contrast groups may lie in layers that the run did not analyse."""
+        return {layer.name: layer for layer, _ in self._silencers.values()}
+
+    def sample(self, layer: str) -> np.ndarray:
+        """Pooled activations of right images, (n_images, n_channels): what the random controls of a layer are drawn from."""
+        return np.load(self.folder / "samples" / f"{layer}.npy", allow_pickle=False)
+
+    def patch(self, group_id: str, number: int) -> Path:
+        """The picture of a group's ``number``-th typical place (JPEG)."""
+        return self.folder / "places" / group_id / f"{number}.jpg"
+
+
 class Workspace:
     """The folder that keeps runs, evaluations, debug reports, jobs and labels."""
 
@@ -432,10 +444,20 @@ class Workspace:
             raise RunError(f"There is no evaluation {evaluation_id!r} in {self.root}.")
         return Evaluation(self.evaluation_folder(evaluation_id))
 
-    def debug_reports(self, run_id: str) -> list[dict]:
-        """Finished debug reports of a run, newest first: the JSON of ``debug RUN --json`` with "report", "images_root" and "created"."""
-        reports = [read_json(folder / MANIFEST) for folder in self._whole("debug")]
-        return sorted((report for report in reports if report["run"] == run_id), key=lambda report: report["created"], reverse=True)
+    def debug_reports(self, run_id: str) -> list[DebugReport]:
+        """Finished debug reports of a run, newest first; those of another version are passed over."""
+        found = []
+        for folder in self._whole("debug"):
+            with suppress(InputError):
+                found.append(DebugReport(folder))
+        reports = [report for report in found if report.json["run"] == run_id]
+        return sorted(reports, key=lambda report: report.json["created"], reverse=True)
+
+    def open_debug_report(self, report_id: str) -> DebugReport:
+        """A debug report by its id; raises RunError."""
+        if Path(report_id).name != report_id or not self.debug_folder(report_id).is_dir():
+            raise RunError(f"There is no debug report {report_id!r} in {self.root}.")
+        return DebugReport(self.debug_folder(report_id))
 
     def fidelity_reports(self, run_id: str) -> list[dict]:
         """Finished fidelity reports of a run, newest first: the JSON of ``fidelity RUN --json``."""

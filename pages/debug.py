@@ -9,9 +9,10 @@ import streamlit as st
 from PIL import Image
 
 from neurflow_engine.errors import InputError
+from neurflow_engine.files import write_atomically
 from neurflow_engine.labels import Label
 from neurflow_engine.records import LOGITS
-from neurflow_engine.store import Evaluation, Run, write_atomically
+from neurflow_engine.store import Evaluation, Run
 from pages.ui import cached, commands, session, show
 
 FALSE_POSITIVES, FALSE_NEGATIVES, WRONG, RIGHT = "Taken for the class", "Missed", "All wrong", "Right"

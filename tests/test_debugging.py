@@ -10,8 +10,8 @@ import torch
 from neurflow_engine.controls import interval
 from neurflow_engine.debugging import Debugger, _gain_p_value, _holm, find_misleading
 from neurflow_engine.errors import RunError
-from neurflow_engine.layers import silenced
 from neurflow_engine.records import LOGITS
+from neurflow_engine.silencing import zeroed
 from neurflow_engine.store import Run
 from neurflow_engine.tracing import record
 
@@ -36,7 +36,7 @@ class TestSilencing:
             neurons = debugger.circuit.groups_of(name)[0].neurons
             expected = debugger.silenced_logits(images, {name: neurons})
             with torch.no_grad():
-                replayed = debugger.from_layer(name)(silenced(layer, intact[name], neurons))
+                replayed = debugger.from_layer(name)(zeroed(layer, intact[name], neurons))
             torch.testing.assert_close(replayed, expected, rtol=1e-4, atol=1e-4)
             assert not torch.allclose(expected, intact[LOGITS], atol=1e-2)
 

@@ -12,8 +12,9 @@ from nets import images, timm_network
 from test_tracing import assert_untouched
 
 from benchmarks.families import check, read_table, smallest
-from neurflow_engine.layers import examine, pooled, silenced
+from neurflow_engine.layers import examine, pooled
 from neurflow_engine.records import LOGITS
+from neurflow_engine.silencing import zeroed
 from neurflow_engine.tracing import Place, Segment, edited, record
 
 
@@ -104,7 +105,7 @@ class TestKinds:
             at_cut = record(net, inputs, [lower])[lower]
             assert pooled(anatomy.layers[lower], at_cut).shape == (2, anatomy.layers[lower].n_channels)
             context = segment.context(inputs) if segment.needs_context else None
-            tensor = silenced(anatomy.layers[lower], 0.5 * at_cut, range(0, anatomy.layers[lower].n_channels, 2))
+            tensor = zeroed(anatomy.layers[lower], 0.5 * at_cut, range(0, anatomy.layers[lower].n_channels, 2))
             with torch.no_grad():
                 expected = by_hand(net.model, inputs, lower, upper, tensor)
                 torch.testing.assert_close(segment(tensor, context), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
@@ -119,12 +120,12 @@ class TestKinds:
         for name, *_ in kind.layers:
             layer = anatomy.layers[name]
             neurons = range(layer.n_channels // 2)
-            zeroed = record(net, inputs, [name])[name]
+            quiet = record(net, inputs, [name])[name]
             for neuron in neurons:
-                zeroed.select(layer.channel_axis, neuron).zero_()
-            with edited(net, name, lambda output, layer=layer, neurons=neurons: silenced(layer, output, neurons)):
+                quiet.select(layer.channel_axis, neuron).zero_()
+            with edited(net, name, lambda output, layer=layer, neurons=neurons: zeroed(layer, output, neurons)):
                 found = record(net, inputs, [LOGITS])[LOGITS]
-            torch.testing.assert_close(found, by_hand(net.model, inputs, name, LOGITS, zeroed))
+            torch.testing.assert_close(found, by_hand(net.model, inputs, name, LOGITS, quiet))
             assert not torch.allclose(found, intact, rtol=1e-3, atol=1e-6)
         assert torch.equal(record(net, inputs, [LOGITS])[LOGITS], intact)
         assert_untouched(net)

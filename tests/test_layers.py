@@ -6,8 +6,9 @@ from nets import Chain, Forks, images, network, timm_network
 from torch import nn
 
 from neurflow_engine.errors import LayerError
-from neurflow_engine.layers import examine, pooled, silenced
+from neurflow_engine.layers import examine, pooled
 from neurflow_engine.records import LOGITS, Layer
+from neurflow_engine.silencing import zeroed
 
 
 def anatomy(name, size=64, **kwargs):
@@ -179,7 +180,7 @@ class TestPooled:
 @pytest.mark.parametrize(("axis", "shape"), [(1, (2, 3, 4, 4)), (3, (2, 4, 4, 3)), (2, (2, 5, 3)), (1, (2, 3))])
 def test_silencing_zeroes_the_neurons_at_every_position_of_a_copy(axis, shape):
     output = torch.ones(shape)
-    quiet = silenced(Layer("a", 3, axis, shape[1:]), output, [0, 2])
+    quiet = zeroed(Layer("a", 3, axis, shape[1:]), output, [0, 2])
     assert quiet.select(axis, 0).abs().max() == 0
     assert quiet.select(axis, 2).abs().max() == 0
     assert quiet.select(axis, 1).min() == 1

@@ -9,8 +9,9 @@ from nets import Chain, Forks, FromTheImage, SkipAround, TwoStreams, images, net
 from torch import nn
 
 from neurflow_engine.errors import LayerError
-from neurflow_engine.layers import examine, silenced
+from neurflow_engine.layers import examine
 from neurflow_engine.records import LOGITS
+from neurflow_engine.silencing import zeroed
 from neurflow_engine.tracing import Place, Segment, edited, record, trace
 
 REAL = {
@@ -70,7 +71,7 @@ class TestReplay:
             assert segment.replay_error < 1e-6
             at_cut = record(net, inputs, [lower])[lower]
             context = segment.context(inputs) if segment.needs_context else None
-            for tensor in (at_cut, 0.3 * at_cut, silenced(layers[lower], at_cut, range(0, layers[lower].n_channels, 2))):
+            for tensor in (at_cut, 0.3 * at_cut, zeroed(layers[lower], at_cut, range(0, layers[lower].n_channels, 2))):
                 expected = forward_by_hand(net.model, inputs, lower, upper, tensor)
                 with torch.no_grad():
                     torch.testing.assert_close(segment(tensor, context), expected, rtol=1e-5, atol=1e-5)
@@ -277,7 +278,7 @@ class TestSilencing:
             by_hand.select(layer.channel_axis, neuron).zero_()
         expected = forward_by_hand(net.model, inputs, lower, LOGITS, by_hand)
         intact = net.model(inputs)
-        with edited(net, lower, lambda output: silenced(layer, output, [0, layer.n_channels - 1])):
+        with edited(net, lower, lambda output: zeroed(layer, output, [0, layer.n_channels - 1])):
             found = net.model(inputs)
         assert torch.equal(found, expected)
         assert not torch.equal(found, intact)
@@ -300,12 +301,12 @@ class TestSilencing:
         groups = [range(64), range(64, 128)]
 
         def silence(neurons):
-            with edited(net, "layer2", lambda output: silenced(layer, output, neurons)):
+            with edited(net, "layer2", lambda output: zeroed(layer, output, neurons)):
                 return record(net, inputs, [LOGITS])[LOGITS]
 
         def replay(neurons):
             with torch.no_grad():
-                return segment(silenced(layer, record(net, inputs, ["layer2"])["layer2"], neurons))
+                return segment(zeroed(layer, record(net, inputs, ["layer2"])["layer2"], neurons))
 
         expected = [silence(neurons) for neurons in groups]
         assert not torch.allclose(*expected)
