@@ -94,28 +94,28 @@ def edges_between(
     the mean over members, so it lies in -1..1, neither the sizes of the groups nor neurons in two groups count twice, and the absolute
     weights into one group sum to at most 1. ``raw_weight``: the plain sum over members and neurons, as published.
     """
-    shares = _shares(lower_groups, lower)
+    share_of = shares(lower_groups, lower)
     weights_of = {group.id: (neuron.core, group.weights) for neuron in upper for group in neuron.semantic_groups}
     edges = []
     for upper_group in upper_groups:
         weight, raw = defaultdict(float), defaultdict(float)
         for member in upper_group.members:
             for index, value in zip(*weights_of[member.semantic_group], strict=True):
-                for group_id, share in shares.get(index, {}).items():
+                for group_id, share in share_of.get(index, {}).items():
                     weight[group_id] += share * value / len(upper_group.members)
                     raw[group_id] += value
         edges += [Edge(group.id, upper_group.id, weight[group.id], raw[group.id]) for group in lower_groups if group.id in raw]
     return tuple(edges)
 
 
-def _shares(groups: Sequence[NeuronGroup], neurons: Sequence[Neuron]) -> Mapping[int, Mapping[str, float]]:
+def shares(groups: Sequence[NeuronGroup], neurons: Sequence[Neuron]) -> Mapping[int, Mapping[str, float]]:
     """For each neuron the groups it takes part in, with the share of its patches in each; the shares of a neuron sum to 1."""
     n_patches = {group.id: len(group.patches) for neuron in neurons for group in neuron.semantic_groups}
-    shares: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    found: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for group in groups:
         for member in group.members:
-            shares[member.neuron][group.id] += n_patches[member.semantic_group]
-    return {neuron: {group: n / sum(own.values()) for group, n in own.items()} for neuron, own in shares.items()}
+            found[member.neuron][group.id] += n_patches[member.semantic_group]
+    return {neuron: {group: n / sum(own.values()) for group, n in own.items()} for neuron, own in found.items()}
 
 
 def ranked(
