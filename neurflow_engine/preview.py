@@ -1,0 +1,273 @@
+"""The fix preview: groups silenced over a whole folder of images with known classes, before anybody ships the fix.
+
+In: a run, a folder and the groups to silence. Out: accuracy before and after, of every class and of the worst group, and who was helped and
+who was hurt; kept in the workspace, so that the same preview is made once.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from neurflow_engine.batching import BATCH, Capacity, fitting
+from neurflow_engine.debugging import Debugger
+from neurflow_engine.errors import DataError, RunError
+from neurflow_engine.files import read_json
+from neurflow_engine.images import ImageBatches, copies, left_out, match_classes, scan
+from neurflow_engine.progress import Progress, Silent
+from neurflow_engine.records import ImageSet, Silencer, SkippedFile
+from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Run, Workspace, now
+
+LEAST = 10  # images of a group whose accuracy is told
+_Z = 1.959964  # of a 95 % interval
+_DIGITS = 4
+
+
+def preview(
+    run: Run,
+    images_root: Path,
+    group_ids: Sequence[str],
+    workspace: Workspace,
+    progress: Progress | None = None,
+    report: DebugReport | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+) -> dict:
+    """Silence groups on all images of known class in a folder; a finished preview is found, not repeated.
+
+    Each content counts once, however many files hold it; files of one content that lie in folders of different classes are left out.
+
+    Args:
+        report: silences each group in the way it recommends and tells which images show it; without one, the groups of the circuit are set
+            to zero.
+
+    Returns:
+        The JSON of ``preview RUN --json``; shares are 0..1, a *comparison* is {"n", "before", "after", "change", "low", "high"} with
+        accuracies and the 95 % interval of their change (``compared``):
+        "schema", "preview", "run", "report", "silenced", "images_root", "created", "n_images", "n_duplicates", "n_unknown" (images of no
+        known class), "skipped" [{"path", "reason"}]; "accuracy": a comparison; "unseen": the same over images that the report did not
+        choose silencers on, null without a report; "classes": [{"name"} and a comparison]; "groups": [{"name", "class", "present"} and a
+        comparison], the classes divided into images that show one of the silenced groups and others (where the report looked at the same
+        folder; else whole classes, "present" null), of at least ten images; "worst_group": {"before": {"name", "accuracy", "n"},
+        "after": ...}, null where no group has ten images; "helped" and "hurt": [{"path", "true", "before", "after", "probability" (of the
+        class predicted after), "change" (of the true class's probability)}], strongest change first; "images": {"path", "true", "before",
+        "after", "change": [per image], "presence": {group: [per image]}}, null where it is not known.
+
+    Raises:
+        RunError: a group does not exist, none is given, or the report is of another run; DataError: no true class is known.
+    """
+    progress = progress or Silent()
+    group_ids = tuple(dict.fromkeys(group_ids))
+    if not group_ids:
+        raise RunError("A fix preview needs at least one group to silence.")
+    if report is not None and report.json["run"] != run.id:
+        raise RunError(f"Debug report {report.id} is of run {report.json['run']}, not of run {run.id}.")
+    debugger = Debugger(run, device, report)
+    silencers = debugger.silencers(group_ids)  # a wrong group shows before the images are read
+    classifier = debugger.classifier
+    image_set = match_classes(scan(images_root), classifier.class_names, classifier.class_names_source)
+    key = [SCHEMA, run.manifest["fingerprint"], report and report.id, sorted(group_ids), str(Path(image_set.root).absolute())]
+    fingerprint = hashlib.sha256(json.dumps([*key, image_set.fingerprint, image_set.label_rule]).encode()).hexdigest()
+    folder = workspace.preview_folder(f"{run.id}-{fingerprint[:10]}")
+    if not (folder / MANIFEST).is_file():
+        with workspace.draft(folder, fingerprint, while_waiting=progress.check) as draft:
+            if not draft.is_published:
+                about = {
+                    "schema": SCHEMA,
+                    "preview": folder.name,
+                    "run": run.id,
+                    "report": report and report.id,
+                    "silenced": list(group_ids),
+                    "images_root": str(Path(image_set.root).absolute()),
+                    "created": now(),
+                }
+                draft.publish(about | _figures(debugger, silencers, image_set, group_ids, progress, workers))
+    return read_json(folder / MANIFEST)
+
+
+def compared(before: np.ndarray, after: np.ndarray) -> dict:
+    """Accuracy before and after, and its change with a 95 % interval for predictions of the same images.
+
+    The interval is the adjusted Wald interval of Bonett and Price (2012), which, unlike a bootstrap, does not shrink to a point where no
+    prediction changed: with h images helped and u hurt of n, p = (h + 1)/(n + 2) and q = (u + 1)/(n + 2), it is
+    p - q ± 1.96 sqrt((p + q - (p - q)^2) / (n + 2)).
+
+    Args:
+        before, after: (n_images,) booleans: whether an image was predicted right.
+    """
+    n = len(before)
+    if not n:
+        return {"n": 0, "before": None, "after": None, "change": None, "low": None, "high": None}
+    helped, hurt = int((after & ~before).sum()), int((before & ~after).sum())
+    p, q = (helped + 1) / (n + 2), (hurt + 1) / (n + 2)
+    reach = _Z * sqrt((p + q - (p - q) ** 2) / (n + 2))
+    return {
+        "n": n,
+        "before": float(before.mean()),
+        "after": float(after.mean()),
+        "change": (helped - hurt) / n,
+        "low": max(-1.0, p - q - reach),
+        "high": min(1.0, p - q + reach),
+    }
+
+
+@dataclass(frozen=True)
+class _Outcomes:
+    """Predictions on some images, each of known class: arrays (n_images,)."""
+
+    paths: tuple[str, ...]
+    true: np.ndarray  # class indices
+    before: np.ndarray
+    after: np.ndarray
+    probability: np.ndarray  # of the class predicted after, 0..1
+    change: np.ndarray  # of the probability of the true class, -1..1
+
+
+def _figures(
+    debugger: Debugger,
+    silencers: Sequence[Silencer],
+    image_set: ImageSet,
+    group_ids: Sequence[str],
+    progress: Progress,
+    workers: int | None,
+) -> dict:
+    names = debugger.classifier.class_names
+    others = copies(Path(image_set.root), [image.path for image in image_set.images])
+    truths, contradictions = _truths(image_set, others)
+    if not truths:
+        raise DataError(
+            f"No true class is known for the images in {image_set.root}, so a fix cannot be judged on them; "
+            f"put them into folders named after classes ({', '.join(names[:5])}, ...)."
+        )
+    outcomes, skipped = _outcomes(debugger, silencers, image_set, truths, progress, workers)
+    right = outcomes.before == outcomes.true, outcomes.after == outcomes.true
+    report = debugger.report if debugger.report and _same_folder(debugger.report, image_set) else None
+    presence, present = _presence(report, group_ids, outcomes.paths)
+    cells = list(_cells(outcomes.true, present, names, right))
+    return {
+        "n_images": len(outcomes.paths),
+        "n_duplicates": sum(map(len, others.values())),
+        "n_unknown": len(others) - len(truths) - len(contradictions),
+        "skipped": sorted(skipped + contradictions, key=lambda file: file["path"]),
+        "accuracy": compared(*right),
+        "unseen": debugger.report and compared(*(side[_unseen(report, outcomes.paths)] for side in right)),
+        "classes": [
+            {"name": names[index], **compared(*(side[outcomes.true == index] for side in right))} for index in np.unique(outcomes.true)
+        ],
+        "groups": cells,
+        "worst_group": {when: _worst(cells, when) for when in ("before", "after")} if cells else None,
+        "helped": _changed(outcomes, ~right[0] & right[1], names),
+        "hurt": _changed(outcomes, right[0] & ~right[1], names),
+        "images": {
+            "path": list(outcomes.paths),
+            "true": [names[index] for index in outcomes.true],
+            "before": [names[index] for index in outcomes.before],
+            "after": [names[index] for index in outcomes.after],
+            "change": [round(float(value), _DIGITS) for value in outcomes.change],
+            "presence": presence,
+        },
+    }
+
+
+def _truths(image_set: ImageSet, others: Mapping[str, Sequence[str]]) -> tuple[dict[str, int], list[dict]]:
+    """The true class of each content by its first path, where it is known; and what lies in folders of different classes."""
+    of = {image.path: image.true for image in image_set.images}
+    truths, contradictions = {}, []
+    for first, rest in others.items():
+        known = {path: of[path] for path in (first, *rest) if of[path] is not None}
+        if len(set(known.values())) > 1:
+            reason = f"has the content of {next(path for path in rest if path in known)}, which lies in the folder of another class"
+            contradictions.append(asdict(SkippedFile(first, reason)))
+        elif known:
+            truths[first] = next(iter(known.values()))
+    return truths, contradictions
+
+
+def _outcomes(
+    debugger: Debugger,
+    silencers: Sequence[Silencer],
+    image_set: ImageSet,
+    truths: Mapping[str, int],
+    progress: Progress,
+    workers: int | None,
+) -> tuple[_Outcomes, list[dict]]:
+    paths, classifier = list(truths), debugger.classifier
+    batches = ImageBatches(image_set.root, paths, classifier.preprocessing, BATCH, workers)
+    capacity = Capacity(classifier.device, BATCH, 1)
+    rows = []
+
+    def both(images: torch.Tensor) -> torch.Tensor:
+        images = images.to(classifier.device)
+        return torch.stack([debugger.logits(images), debugger.logits(images, silencers)]).softmax(2)
+
+    with progress.stage("preview", len(paths)) as tick:
+        for indices, images in batches:
+            found = torch.cat([probabilities for _, probabilities in fitting(images, capacity, both)], 1).numpy()
+            true = np.array([truths[paths[index]] for index in indices])
+            predicted, each = found.argmax(2), np.arange(len(indices))
+            change = found[1, each, true] - found[0, each, true]
+            rows += zip(indices, true, *predicted, found[1].max(1), change, strict=True)
+            tick.advance(len(indices))
+    skipped = left_out(image_set, batches, len(rows))
+    indices, *columns = zip(*rows, strict=True)
+    return _Outcomes(tuple(paths[index] for index in indices), *map(np.array, columns)), skipped
+
+
+def _same_folder(report: DebugReport, image_set: ImageSet) -> bool:
+    return report.images_root.resolve() == Path(image_set.root).resolve()
+
+
+def _unseen(report: DebugReport | None, paths: Sequence[str]) -> np.ndarray:
+    """Which images (n_images,) the silencers were not chosen on."""
+    chosen = {image["path"] for image in report.json["images"] if image["half"] == "chosen"} if report else set()
+    return np.array([path not in chosen for path in paths])
+
+
+def _presence(
+    report: DebugReport | None, group_ids: Sequence[str], paths: Sequence[str]
+) -> tuple[dict[str, list[float]] | None, np.ndarray | None]:
+    """What the report of the same images says: presence of each group per image, and whether any of them is present, (n_images,)."""
+    place = {image["path"]: row for row, image in enumerate(report.json["images"])} if report else {}
+    if not set(paths) <= place.keys():
+        return None, None
+    presence, present = {}, np.zeros(len(paths), bool)
+    for group_id in group_ids:
+        entry = report.group(group_id)
+        presence[group_id] = [entry["presence"][place[path]] for path in paths]
+        present |= np.array(presence[group_id]) >= entry["alarm_level"]
+    return presence, present
+
+
+def _cells(true: np.ndarray, present: np.ndarray | None, names: Sequence[str], right: tuple[np.ndarray, np.ndarray]):
+    """The groups of which the worst is looked for: classes, divided by presence where it is known."""
+    for index in np.unique(true):
+        divided = {names[index]: None} if present is None else {f"{names[index]}, present": True, f"{names[index]}, not present": False}
+        for name, side in divided.items():
+            own = (true == index) & (True if side is None else present == side)
+            if own.sum() >= LEAST:
+                yield {"name": name, "class": names[index], "present": side, **compared(*(answers[own] for answers in right))}
+
+
+def _worst(cells: Sequence[dict], when: str) -> dict:
+    cell = min(cells, key=lambda cell: cell[when])
+    return {"name": cell["name"], "accuracy": cell[when], "n": cell["n"]}
+
+
+def _changed(outcomes: _Outcomes, which: np.ndarray, names: Sequence[str]) -> list[dict]:
+    rows = np.flatnonzero(which)
+    return [
+        {
+            "path": outcomes.paths[row],
+            "true": names[outcomes.true[row]],
+            "before": names[outcomes.before[row]],
+            "after": names[outcomes.after[row]],
+            "probability": round(float(outcomes.probability[row]), _DIGITS),
+            "change": round(float(outcomes.change[row]), _DIGITS),
+        }
+        for row in rows[np.argsort(-np.abs(outcomes.change[rows]), kind="stable")]
+    ]
