@@ -37,9 +37,12 @@ WITHOUT_TORCH = [
     "progress",
     "records",
     "report",
+    "ranking",
+    "sql_store",
     "stability",
     "store",
     "verdict",
+    "verdicts",
 ]
 
 
