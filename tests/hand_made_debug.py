@@ -1,0 +1,86 @@
+"""A debug report by hand, on the demo's images: for tests of what shows and uses reports, which need figures that they know."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from neurflow_engine.store import DebugReport, Run, Workspace
+
+CONTRAST = "layer1/contrast-0"  # misleading, with two typical places
+CIRCUIT = "layer3/0"  # not misleading
+
+
+def group(group_id: str, presence: list[float], **changed) -> dict:
+    """A group's entry: one that misleads, silenced by damping, unless changed."""
+    layer, _, number = group_id.rpartition("/")
+    return {
+        "id": group_id,
+        "layer": layer,
+        "kind": "contrast" if number.startswith("contrast") else "circuit",
+        "silencing": "damping",
+        "n_neurons": 64,
+        "misleading": True,
+        "reason": "It is far more present on wrong images, and silencing it brings most of them back.",
+        "score": 0.69,
+        "p_value": 0.00002,
+        "recovered": 0.71,
+        "recovered_interval": [0.64, 0.78],
+        "control_recovered": {"mean": 0.02, "low": 0.0, "high": 0.05},
+        "draws": 200,
+        "clean_accuracy_change": -0.002,
+        "clean_accuracy_interval": [-0.008, 0.003],
+        "target_recall_change": -0.01,
+        "false_alarm_rate": 0.04,
+        "presence_excess": 0.4,
+        "auc": 0.94,
+        "alarm_level": 0.5,
+        "presence": presence,
+        "ways": {},
+    } | changed
+
+
+def report(run: Run, images_root: Path, workspace: Workspace, name: str = "by-hand", **changed) -> DebugReport:
+    """Put a report where the workspace looks for it: of each class the first image is taken for the target, the others are right.
+
+    ``changed`` replaces entries of its JSON.
+    """
+    target = run.circuit.target_name
+    paths = sorted(path.relative_to(images_root).as_posix() for path in images_root.rglob("*.png"))
+    images = []
+    for path in paths:
+        true, wrong = path.split("/")[0], path.endswith("/000.png")
+        half = "reported" if len(images) % 2 else "chosen"
+        images.append({"path": path, "true": true, "predicted": target if wrong else true, "probability": 0.9, "half": half})
+    wrong = [image for image in images if image["predicted"] != image["true"]]
+    places = [{"path": image["path"], "box": [64, 0, 96, 32]} for image in wrong[:2]]
+    strong = [0.9 if image in wrong else 0.1 for image in images]
+    weak = np.linspace(0, 0.3, len(images)).round(4).tolist()
+    entries = [
+        group(CONTRAST, strong, places=places),
+        group(CIRCUIT, weak, misleading=False, silencing="zero", n_neurons=7, recovered=0.03, recovered_interval=[0.01, 0.09], p_value=0.4,
+              reason="Silencing it brings no more wrong images back than random neurons do."),
+    ]  # fmt: skip
+    folder = workspace.debug_folder(f"{run.id}-{name}")
+    for number in range(len(places)):
+        path = folder / "places" / CONTRAST / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (230, 0, 126)).save(path)
+    content = {
+        "schema": 1,
+        "report": folder.name,
+        "run": run.id,
+        "images_root": str(images_root),
+        "created": "2026-01-02T03:04:05+00:00",
+        "draws": 200,
+        "seed": 0,
+        "n_wrong": len(wrong),
+        "n_clean": len(images) - len(wrong),
+        "n_reported": sum(image["half"] == "reported" for image in wrong),
+        "ceiling": {"mean": 0.84, "low": 0.79, "high": 0.88},
+        "images": images,
+        "groups": entries,
+    }
+    (folder / "manifest.json").write_text(json.dumps(content | changed))
+    return DebugReport(folder)
