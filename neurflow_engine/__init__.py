@@ -23,6 +23,8 @@ _HOME = {
     "analyze": "pipeline",
     "Debugger": "debugging",
     "find_misleading": "debugging",
+    "apply_fix": "fix",
+    "write_fix": "fix",
 }
 __all__ = sorted(_HOME)
 
