@@ -1,5 +1,6 @@
 """The fix preview: what silencing does to a whole folder, told for every class, the worst group, and the images that changed."""
 
+import json
 import shutil
 from contextlib import ExitStack
 
@@ -7,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from neurflow_engine import silencer_file
 from neurflow_engine.debugging import Debugger
 from neurflow_engine.errors import DataError, RunError
 from neurflow_engine.images import open_image
 from neurflow_engine.preview import compared, preview
 from neurflow_engine.progress import Silent
-from neurflow_engine.silencing import zeroed
+from neurflow_engine.records import Damping, Filling
+from neurflow_engine.silencing import silenced, zeroed
+from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport
 from neurflow_engine.tracing import edited
 
 GROUPS = ("layer3/0", "layer4/1")
@@ -137,6 +141,104 @@ def test_a_folder_without_known_classes_is_refused(demo_run, folder, workspace):
     with pytest.raises(DataError, match=r"No true class is known .*put them into folders named after classes"):
         preview(demo_run, folder / "owl", GROUPS, workspace, device="cpu")
     assert workspace.previews(demo_run.id) == []
+
+
+class TestWithAReport:
+    IDS = ("layer3/0", "layer3/contrast-1")
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def report(demo_run, found, folder, tmp_path_factory):
+        """A report on the images of ``found`` with a group set to constants and a damped one; sailboats and two owls show one of them."""
+        group, layer = demo_run.circuit.group["layer3/0"], demo_run.layers["layer3"]
+        direction = np.zeros(layer.n_channels, np.float32)
+        direction[list(group.neurons)] = group.direction
+        silencers = {
+            "layer3/0": (layer, Filling("layer3", group.neurons, (0.25,) * len(group.neurons))),
+            "layer3/contrast-1": (layer, Damping("layer3", direction, direction, 0.5, "position")),
+        }
+        paths = found["images"]["path"]
+        shown = {
+            "layer3/0": [float(path.startswith("sailboat")) for path in paths],
+            "layer3/contrast-1": [0.5 if path in ("owl/003.png", "owl/004.png") else 0.49 for path in paths],
+        }
+        manifest = {
+            "schema": SCHEMA,
+            "method": DebugReport.METHOD,
+            "report": "report",
+            "run": demo_run.id,
+            "images_root": str(folder),
+            "images": [{"path": path, "half": ("chosen", "reported", None)[row % 3]} for row, path in enumerate(paths)],
+            "groups": [
+                {
+                    "id": name,
+                    "kind": "circuit" if name == "layer3/0" else "contrast",
+                    "layer": "layer3",
+                    "alarm_level": 0.5,
+                    "presence": values,
+                }
+                for name, values in shown.items()
+            ],
+        }
+        folder = tmp_path_factory.mktemp("reports") / "report"
+        folder.mkdir()
+        silencer_file.write(folder / DebugReport.SILENCERS, silencers, {})
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        return DebugReport(folder)
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def fixed(demo_run, folder, demo_workspace, report):
+        return preview(demo_run, folder, TestWithAReport.IDS, demo_workspace, report=report, device="cpu")
+
+    def test_groups_are_silenced_as_the_report_recommends(self, fixed, found, report, demo_run, folder):
+        debugger = Debugger(demo_run, "cpu")
+        transform = debugger.classifier.preprocessing.transform()
+        images = torch.stack([transform(open_image(folder / path)) for path in fixed["images"]["path"]])
+
+        def edit(output):
+            for group in self.IDS:
+                output = silenced(debugger.layers["layer3"], output, report.silencer(group))
+            return output
+
+        with torch.no_grad(), edited(debugger.classifier, "layer3", edit):
+            after = debugger.classifier.model(images).argmax(1)
+        assert fixed["images"]["after"] == [demo_run.class_names[index] for index in after]
+        assert fixed["images"]["before"] == found["images"]["before"]
+        assert (fixed["report"], fixed["silenced"]) == ("report", list(self.IDS))
+
+    def test_groups_are_classes_divided_by_whether_one_of_the_silenced_groups_is_present(self, fixed, report):
+        images = {name: np.array(values) for name, values in fixed["images"].items() if name != "presence"}
+        right = images["before"] == images["true"], images["after"] == images["true"]
+        owls = (images["true"] == "owl") & ~np.isin(images["path"], ("owl/003.png", "owl/004.png"))
+        sides = {
+            "car, not present": images["true"] == "car",
+            "fish, not present": images["true"] == "fish",
+            "owl, not present": owls,  # two owls are too few to be a group
+            "sailboat, present": images["true"] == "sailboat",
+        }
+        expected = {name: compared(*(answers[own] for answers in right)) for name, own in sides.items()}
+        own = {cell["name"]: {key: cell[key] for key in ("n", "before", "after", "change", "low", "high")} for cell in fixed["groups"]}
+        assert own == expected
+        assert {cell["name"]: cell["n"] for cell in fixed["groups"]}["owl, not present"] == 10
+        assert fixed["images"]["presence"] == {group: report.group(group)["presence"] for group in self.IDS}
+
+    def test_what_the_silencers_were_not_chosen_on_is_told_apart(self, fixed):
+        right = [np.array(fixed["images"][when]) == np.array(fixed["images"]["true"]) for when in ("before", "after")]
+        unseen = np.arange(len(right[0])) % 3 != 0
+        assert fixed["unseen"] == compared(*(side[unseen] for side in right))
+
+    def test_on_another_folder_groups_are_classes_and_nothing_was_seen(self, demo_run, demo_images, workspace, report):
+        other = preview(demo_run, demo_images, self.IDS, workspace, report=report, device="cpu")
+        assert other["unseen"] == other["accuracy"]
+        assert other["images"]["presence"] is None
+        assert {cell["present"] for cell in other["groups"]} == {None}
+
+    def test_a_report_of_another_run_is_refused(self, demo_run, folder, workspace, report, tmp_path):
+        shutil.copytree(report.folder, tmp_path / "other")
+        (tmp_path / "other" / MANIFEST).write_text(json.dumps(report.json | {"run": "another"}))
+        with pytest.raises(RunError, match=r"Debug report other is of run another, not of run "):
+            preview(demo_run, folder, self.IDS, workspace, report=DebugReport(tmp_path / "other"), device="cpu")
 
 
 class TestCompared:

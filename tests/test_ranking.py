@@ -37,6 +37,7 @@ def written(folder, root, images):
     names = ("path", "true", "predicted", "probability")
     manifest = {
         "schema": SCHEMA,
+        "method": DebugReport.METHOD,
         "report": folder.name,
         "run": "run-1",
         "images_root": str(root),
