@@ -125,8 +125,8 @@ def _summary(found: Mapping, model: str, target: str, flagged: Sequence[Mapping]
     most = f"; {_spread(found['ceiling'])} is the most that can be expected" if found["ceiling"] else ""
     return [
         took,
-        f"{who} Once it is silenced, {first['recovered']} of these images get their true class back, beside {first['control']} with random "
-        f"neurons{most}. Accuracy on images that were right changes by {first['clean']}.",
+        f"{who} Once it is silenced, {first['recovered']} of these images get their true class back, beside {first['control']} by random "
+        f"silencing{most}. Accuracy on images that were right changes by {first['clean']}.",
     ]
 
 
@@ -145,7 +145,7 @@ def _group(entry: Mapping, labels: Mapping[str, str], verdicts: Mapping[str, Ver
         "reason": entry["reason"],
         "verdict": verdict and verdict.judgement and str(verdict.judgement),
         "judged": verdict and f"{verdict.author} on {verdict.updated:%Y-%m-%d}{f': {verdict.note}' if verdict.note else ''}",
-        "score": f"{entry['score']:+.2f}",
+        "score": "–" if entry["score"] is None else f"{entry['score']:+.2f}",
         "recovered": _percent(entry["recovered"], entry["recovered_interval"]),
         "control": _spread(entry["control_recovered"]),
         "bar": entry["recovered"] or 0.0,

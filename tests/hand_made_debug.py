@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from neurflow_engine.store import DebugReport, Run, Workspace
+from neurflow_engine import silencer_file
+from neurflow_engine.records import Damping, Filling, Layer
+from neurflow_engine.store import SCHEMA, DebugReport, Run, Workspace
 
-CONTRAST = "layer1/contrast-0"  # misleading, with two typical places
+CONTRAST = "layer1/contrast-0"  # misleading, with two typical places; its direction is neuron 3 of a layer that the run did not analyse
 CIRCUIT = "layer3/0"  # not misleading
+USUAL, TYPICAL = 1.0, 2.0  # levels of the contrast group
 
 
 def group(group_id: str, presence: list[float], **changed) -> dict:
@@ -51,14 +54,14 @@ def report(run: Run, images_root: Path, workspace: Workspace, name: str = "by-ha
     images = []
     for path in paths:
         true, wrong = path.split("/")[0], path.endswith("/000.png")
-        half = "reported" if len(images) % 2 else "chosen"
+        half = "reported" if len(images) % 5 < 3 else "chosen"
         images.append({"path": path, "true": true, "predicted": target if wrong else true, "probability": 0.9, "half": half})
     wrong = [image for image in images if image["predicted"] != image["true"]]
     places = [{"path": image["path"], "box": [64, 0, 96, 32]} for image in wrong[:2]]
     strong = [0.9 if image in wrong else 0.1 for image in images]
     weak = np.linspace(0, 0.3, len(images)).round(4).tolist()
     entries = [
-        group(CONTRAST, strong, places=places),
+        group(CONTRAST, strong, places=places, usual=USUAL, typical=TYPICAL),
         group(CIRCUIT, weak, misleading=False, silencing="zero", n_neurons=7, recovered=0.03, recovered_interval=[0.01, 0.09], p_value=0.4,
               reason="Silencing it brings no more wrong images back than random neurons do."),
     ]  # fmt: skip
@@ -67,8 +70,20 @@ def report(run: Run, images_root: Path, workspace: Workspace, name: str = "by-ha
         path = folder / "places" / CONTRAST / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), (230, 0, 126)).save(path)
+    own = run.circuit.group[CIRCUIT]
+    layer, direction = Layer("layer1", 32, 1, (32, 32, 32)), np.eye(32, dtype=np.float32)[3]
+    silencers = {
+        CONTRAST: (layer, Damping(layer.name, direction, direction, USUAL, "position")),
+        CIRCUIT: (run.layers[own.layer], Filling(own.layer, own.neurons, (0.0,) * len(own.neurons))),
+    }
+    silencer_file.write(folder / DebugReport.SILENCERS, silencers, {})
+    for layer, _ in silencers.values():
+        path = folder / "samples" / f"{layer.name}.npy"
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, np.random.default_rng(0).random((20, layer.n_channels), np.float32))
     content = {
-        "schema": 1,
+        "schema": SCHEMA,
+        "method": getattr(DebugReport, "METHOD", None),
         "report": folder.name,
         "run": run.id,
         "images_root": str(images_root),

@@ -84,7 +84,7 @@ class TestWhatItSays:
         assert re.match(
             r"Why images are wrongly taken for sailboat \S+ \(model\) takes 7 of 84 images of other classes for sailboat. "
             r"One group of neurons misleads it: layer1/contrast-0. Once it is silenced, 71 % \[64, 78\] of these images get their true "
-            r"class back, beside 2 % \[0, 5\] with random neurons; 84 % \[79, 88\] is the most that can be expected. Accuracy on "
+            r"class back, beside 2 % \[0, 5\] by random silencing; 84 % \[79, 88\] is the most that can be expected. Accuracy on "
             r"images that were right changes by -0.2 points \[-0.8, \+0.3\].",
             seen,
         )
@@ -122,7 +122,7 @@ class TestWhatItSays:
 
     def test_a_folder_without_wrong_images_has_figures_for_nothing(self, demo_run, demo_images, workspace, report):
         images = [image | {"predicted": image["true"], "half": None} for image in report.json["images"]]
-        none = dict.fromkeys(("recovered", "recovered_interval", "control_recovered", "target_recall_change", "auc"))
+        none = dict.fromkeys(("recovered", "recovered_interval", "control_recovered", "score"))
         groups = [group | none | {"misleading": False} for group in report.json["groups"]]
         changed = {"images": images, "groups": groups, "n_wrong": 0, "ceiling": None}
         seen = text(debug_html(demo_run, hand_made_debug.report(demo_run, demo_images, workspace, "none", **changed)))
