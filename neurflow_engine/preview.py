@@ -6,7 +6,7 @@ who was hurt; kept in the workspace, so that the same preview is made once.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
@@ -50,13 +50,16 @@ def preview(
         The JSON of ``preview RUN --json``; shares are 0..1, a *comparison* is {"n", "before", "after", "change", "low", "high"} with
         accuracies and the 95 % interval of their change (``compared``):
         "schema", "preview", "run", "report", "silenced", "images_root", "created", "n_images", "n_duplicates", "n_unknown" (images of no
-        known class), "skipped" [{"path", "reason"}]; "accuracy": a comparison; "unseen": the same over images that the report did not
-        choose silencers on, null without a report; "classes": [{"name"} and a comparison]; "groups": [{"name", "class", "present"} and a
-        comparison], the classes divided into images that show one of the silenced groups and others (where the report looked at the same
-        folder; else whole classes, "present" null), of at least ten images; "worst_group": {"before": {"name", "accuracy", "n"},
-        "after": ...}, null where no group has ten images; "helped" and "hurt": [{"path", "true", "before", "after", "probability" (of the
-        class predicted after), "change" (of the true class's probability)}], strongest change first; "images": {"path", "true", "before",
-        "after", "change": [per image], "presence": {group: [per image]}}, null where it is not known.
+        known class), "skipped" [{"path", "reason"}];
+        "accuracy": a comparison; "unseen": the same over images that the report did not choose silencers on, null without a report;
+        "classes": [{"name"} and a comparison];
+        "groups": [{"name", "class", "present"} and a comparison], the classes divided into images that show one of the silenced groups and
+        others, where the report looked at the same folder (else whole classes, "present" null), of at least ten images; classes with fewer
+        on a side are one group together, "class" null;
+        "worst_group": {"before": {"name", "accuracy", "n"}, "after": ...}, null where no group has ten images;
+        "helped" and "hurt": [{"path", "true", "before", "after", "probability" (of the class predicted after), "change" (of the true
+        class's probability)}], strongest change first;
+        "images": {"path", "true", "before", "after", "change": [per image], "presence": {group: [per image]} or null}.
 
     Raises:
         RunError: a group does not exist, none is given, or the report is of another run; DataError: no true class is known.
@@ -243,14 +246,21 @@ def _presence(
     return presence, present
 
 
-def _cells(true: np.ndarray, present: np.ndarray | None, names: Sequence[str], right: tuple[np.ndarray, np.ndarray]):
-    """The groups of which the worst is looked for: classes, divided by presence where it is known."""
-    for index in np.unique(true):
-        divided = {names[index]: None} if present is None else {f"{names[index]}, present": True, f"{names[index]}, not present": False}
-        for name, side in divided.items():
-            own = (true == index) & (True if side is None else present == side)
-            if own.sum() >= LEAST:
-                yield {"name": name, "class": names[index], "present": side, **compared(*(answers[own] for answers in right))}
+def _cells(true: np.ndarray, present: np.ndarray | None, names: Sequence[str], right: tuple[np.ndarray, np.ndarray]) -> Iterator[dict]:
+    """The groups of which the worst is looked for: classes, divided by presence where it is known; small ones of a side together."""
+    for side, of_side in ((None, np.ones(len(true), bool)),) if present is None else ((True, present), (False, ~present)):
+        said = {None: "", True: ", present", False: ", not present"}[side]
+        small, has_large = np.zeros(len(true), bool), False
+        for index in np.unique(true[of_side]):
+            own = of_side & (true == index)
+            if own.sum() < LEAST:
+                small |= own
+                continue
+            has_large = True
+            yield {"name": names[index] + said, "class": names[index], "present": side, **compared(*(answers[own] for answers in right))}
+        if side is not None and small.sum() >= LEAST:
+            name = f"{'other' if has_large else 'all'} classes{said}"
+            yield {"name": name, "class": None, "present": side, **compared(*(answers[small] for answers in right))}
 
 
 def _worst(cells: Sequence[dict], when: str) -> dict:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,6 +223,22 @@ class TestWithAReport:
         assert own == expected
         assert {cell["name"]: cell["n"] for cell in fixed["groups"]}["owl, not present"] == 10
         assert fixed["images"]["presence"] == {group: report.group(group)["presence"] for group in self.IDS}
+
+    def test_classes_with_too_few_images_of_a_side_are_one_group_together(self, fixed, report, demo_run, folder, workspace, tmp_path):
+        shutil.copytree(report.folder, tmp_path / "other")
+        shown = {self.IDS[0]: [float(not path.startswith("sailboat") and Path(path).stem < "004") for path in fixed["images"]["path"]]}
+        groups = [group | {"presence": shown.get(group["id"], [0.0] * fixed["n_images"])} for group in report.json["groups"]]
+        (tmp_path / "other" / MANIFEST).write_text(json.dumps(report.json | {"groups": groups}))
+        other = preview(demo_run, folder, self.IDS, workspace, report=DebugReport(tmp_path / "other"), device="cpu")
+        assert other["images"]["presence"][self.IDS[0]] == shown[self.IDS[0]]
+        present = np.array(shown[self.IDS[0]]) == 1
+        cells = {cell["name"]: cell for cell in other["groups"]}
+        assert set(cells) == {"all classes, present", "other classes, not present", "sailboat, not present"}
+        assert cells["all classes, present"]["class"] is None
+        assert cells["all classes, present"]["n"] == present.sum() >= 10
+        assert sum(cell["n"] for cell in cells.values()) == other["n_images"]
+        before = np.array(other["images"]["before"]) == np.array(other["images"]["true"])
+        assert cells["all classes, present"]["before"] == before[present].mean()
 
     def test_what_the_silencers_were_not_chosen_on_is_told_apart(self, fixed):
         right = [np.array(fixed["images"][when]) == np.array(fixed["images"]["true"]) for when in ("before", "after")]
