@@ -6,8 +6,9 @@ one. Out: the bytes of a page with its images inside, that needs no script and a
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,20 +162,17 @@ def _group(entry: Mapping, labels: Mapping[str, str], verdicts: Mapping[str, Ver
 
 def _evidence(item: Evidence) -> dict:
     control = {outcome.index: outcome for outcome in item.control.classes}
-    rows = []
-    for top in dict.fromkeys([*_names(item.before), *_names(item.after)]):
-        index = next(one.index for one in (*item.before, *item.after) if one.name == top)
-        before, after = (next((one.probability for one in side if one.index == index), None) for side in (item.before, item.after))
-        random = control.get(index)
-        rows.append(
-            {
-                "name": top,
-                "true": top == item.true,
-                "before": _percent(before),
-                "after": _percent(after),
-                "control": _percent(random.mean, (random.low, random.high)) if random else "–",
-            }
-        )
+    shown = {top.index: top.name for top in (*item.before[:_CLASSES], *item.after[:_CLASSES])}
+    rows = [
+        {
+            "name": name,
+            "true": name == item.true,
+            "before": _probability(item.before, index),
+            "after": _probability(item.after, index),
+            "control": _percent(control[index].mean, (control[index].low, control[index].high)) if index in control else "–",
+        }
+        for index, name in shown.items()
+    ]
     return {
         "path": item.path,
         "true": item.true,
@@ -185,6 +183,12 @@ def _evidence(item: Evidence) -> dict:
         "right": item.after[0].name == item.true,
         "rows": rows,
     }
+
+
+def _probability(tops: "Sequence[TopClass]", index: int) -> str:
+    """Of a class among the likeliest ones; of any other it is known to be less than theirs."""
+    own = next((top.probability for top in tops if top.index == index), None)
+    return f"< {max(1, ceil(100 * tops[-1].probability))} %" if own is None else _percent(own)
 
 
 def _preview(preview: Mapping, labels: Mapping[str, str]) -> dict:
@@ -229,10 +233,6 @@ def _compared(figures: Mapping) -> str:
     """Accuracy before and after, with the interval of its change."""
     change = _points(figures["change"], (figures["low"], figures["high"]))
     return f"{_percent(figures['before'], digits=1)} to {_percent(figures['after'], digits=1)}, {change}"
-
-
-def _names(tops: "Sequence[TopClass]") -> Iterable[str]:
-    return (top.name for top in tops[:_CLASSES])
 
 
 def _places(run: Run, report: DebugReport, group_id: str) -> list[Path]:
@@ -316,7 +316,12 @@ def _points(change: float | None, interval: Sequence[float] | None = None) -> st
     """A change of a share, in points of a hundred: ``-0.2 points [-0.8, +0.3]``."""
     if change is None:
         return "–"
-    return f"{100 * change:+.1f} points" + (f" [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]" if interval else "")
+    return f"{_signed(change)} points" + (f" [{_signed(interval[0])}, {_signed(interval[1])}]" if interval else "")
+
+
+def _signed(change: float) -> str:
+    rounded = round(100 * change, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
 
 
 def _p_value(value: float | None) -> str:

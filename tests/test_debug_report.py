@@ -31,7 +31,12 @@ def evidence(run, report) -> Evidence:
     wrong = next(image for image in report.json["images"] if image["predicted"] != image["true"])
     own, target = run.class_names.index(wrong["true"]), run.circuit.target_index
     before = (TopClass(target, run.class_names[target], 0.93), TopClass(own, wrong["true"], 0.05))
-    after = (TopClass(own, wrong["true"], 0.88), TopClass(target, run.class_names[target], 0.06))
+    other = next(index for index in range(len(run.class_names)) if index not in (own, target))
+    after = (
+        TopClass(own, wrong["true"], 0.88),
+        TopClass(target, run.class_names[target], 0.06),
+        TopClass(other, run.class_names[other], 0.03),
+    )
     control = ControlOutcome((ControlClass(target, run.class_names[target], 0.92, 0.9, 0.94),), 0.0)
     picture = Image.new("RGB", (128, 128), (20, 120, 220))
     return Evidence(CONTRAST, wrong["path"], wrong["true"], picture, picture, before, after, control)
@@ -99,6 +104,7 @@ class TestWhatItSays:
         one = evidence(demo_run, report)
         seen = text(debug_html(demo_run, report, evidence=[one]))
         assert f"sailboat → {one.true} before silenced random sailboat 93 % 6 % 92 % [90, 94] {one.true} ✓ true 5 % 88 % –" in seen
+        assert f"{one.after[2].name} < 5 % 3 % –" in seen  # not among the classes shown before, so less likely than all of them
 
     def test_shows_what_a_fix_does_to_a_whole_folder(self, demo_run, report):
         seen = text(debug_html(demo_run, report, preview=preview(report))).split("The fix on a whole folder")[1]
