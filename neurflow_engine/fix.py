@@ -121,8 +121,8 @@ def apply_fix(model: nn.Module, path: Path | str) -> AppliedFix:
     ...     logits = model(images)
 
     Works in eval and train mode, in lower precision (the output keeps its type, the silencing is computed in float32), on any device, and
-    goes into ``torch.compile`` and ``torch.onnx.export`` when it is applied before them. One blank image goes through the model to see
-    that the layers are there.
+    goes into ``torch.compile`` and ``torch.onnx.export`` when it is applied before them; code compiled before does not see it. One blank
+    image goes through the model to see that the layers are there.
 
     Args:
         model: the timm model that the fix was made for, as ``timm.create_model`` builds it; its images need the fix's preprocessing
@@ -213,7 +213,7 @@ class _Hook:
 class _Watch:
     """Warns, once, of a forward pass that went around a layer: checkpointing that is switched on later calls blocks, not stages.
 
-    Forward passes of several threads are kept apart. Within compiled code nothing is watched.
+    Forward passes of several threads are kept apart. Compiled code is not watched: it keeps no notes while it runs.
     """
 
     def __init__(self, layers: tuple[str, ...]):
@@ -233,11 +233,11 @@ class _Watch:
         if torch.compiler.is_compiling():
             return
         reached = self._reached.pop(get_ident(), set(self._layers))
-        if not self._warned and (missed := [layer for layer in self._layers if layer not in reached]):
+        missed = [layer for layer in self._layers if layer not in reached]
+        if missed and not self._warned and not _has_compiled_parts(module):
             self._warned = True
             warnings.warn(
-                f"A forward pass did not call {', '.join(missed)} where the fix silences, so nothing was silenced there; switch gradient "
-                "checkpointing off (where a part of the model was compiled by itself, this cannot be seen and need not be so).",
+                f"A forward pass went around {', '.join(missed)}, so nothing was silenced there; switch gradient checkpointing off.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -253,8 +253,12 @@ def _on_device(silencer: Silencer, parameter: Tensor) -> Silencer:
     return replace(silencer, **vectors)
 
 
+def _has_compiled_parts(model: nn.Module) -> bool:
+    return any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for module in model.modules())
+
+
 def _check_not_compiled(model: nn.Module) -> None:
-    if any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for module in model.modules()):
+    if _has_compiled_parts(model):
         raise FixError("This model was compiled, and compiled code does not see a fix that comes later; apply the fix, then compile.")
 
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -24,13 +25,13 @@ from neurflow_engine.images import open_image
 from neurflow_engine.layers import examine
 from neurflow_engine.records import LOGITS, Damping, Filling, Layer
 from neurflow_engine.silencing import silenced
-from neurflow_engine.store import DebugReport
+from neurflow_engine.store import SCHEMA, DebugReport
 from neurflow_engine.tracing import edited, record
 from tests.nets import TwoStreams, images, network, randomised
 
 SMALL_SWIN = {"img_size": 64, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4, "num_classes": 5}
 MODELS = {  # name: arguments, input size
-    "resnet18": ({"num_classes": 5}, 64),
+    "test_resnet": ({"num_classes": 5}, 64),
     "test_vit": ({"num_classes": 5}, 160),  # a class token in front of the patches
     "test_convnext": ({"num_classes": 5}, 64),
     "swin_tiny_patch4_window7_224": (SMALL_SWIN, 64),  # channels last
@@ -86,8 +87,8 @@ def reference(net, batch: torch.Tensor, silencers: dict) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def resnet_fix(tmp_path_factory) -> Path:
-    """A fix of all kinds of silencers for ``plain("resnet18")``."""
-    return save_fix(tmp_path_factory.mktemp("fix") / "fix.json", plain("resnet18"), 64, one_of_each("resnet18"))
+    """A fix of all kinds of silencers for ``plain("test_resnet")``."""
+    return save_fix(tmp_path_factory.mktemp("fix") / "fix.json", plain("test_resnet"), 64, one_of_each("test_resnet"))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -107,9 +108,9 @@ def test_a_plain_timm_model_answers_as_the_product_does_with_the_group_silenced(
 
 @torch.no_grad()
 def test_several_silencers_at_several_layers_work_together(resnet_fix):
-    batch, model = images(3, 64), plain("resnet18")
+    batch, model = images(3, 64), plain("test_resnet")
     apply_fix(model, resnet_fix)
-    expected = reference(network(plain("resnet18")), batch, silencer_file.read(resnet_fix)[1])
+    expected = reference(network(plain("test_resnet")), batch, silencer_file.read(resnet_fix)[1])
     torch.testing.assert_close(model(batch), expected, rtol=0, atol=1e-6)
 
 
@@ -127,7 +128,7 @@ def test_a_layer_may_be_one_of_the_tensors_that_a_module_returns(tmp_path):
 
 @torch.no_grad()
 def test_a_context_undoes_itself_also_after_an_exception(resnet_fix):
-    batch, model = images(2, 64), plain("resnet18")
+    batch, model = images(2, 64), plain("test_resnet")
     before = model(batch)
     fix = apply_fix(model, resnet_fix)
     with pytest.raises(TypeError), fix:  # noqa: PT012 (what happens before the exception belongs to the test)
@@ -140,7 +141,7 @@ def test_a_context_undoes_itself_also_after_an_exception(resnet_fix):
 
 @torch.no_grad()
 def test_without_a_context_a_fix_stays_until_it_is_removed_and_cannot_be_entered_afterwards(resnet_fix):
-    batch, model = images(2, 64), plain("resnet18")
+    batch, model = images(2, 64), plain("test_resnet")
     before = model(batch)
     fix = apply_fix(model, resnet_fix)
     assert torch.equal(model(batch), model(batch))
@@ -153,7 +154,7 @@ def test_without_a_context_a_fix_stays_until_it_is_removed_and_cannot_be_entered
 
 
 def test_names_of_weights_stay_as_they_are_and_a_copy_of_the_model_keeps_the_fix(resnet_fix):
-    batch, model = images(2, 64), plain("resnet18")
+    batch, model = images(2, 64), plain("test_resnet")
     keys = list(model.state_dict())
     apply_fix(model, resnet_fix)
     assert list(model.state_dict()) == keys
@@ -161,7 +162,7 @@ def test_names_of_weights_stay_as_they_are_and_a_copy_of_the_model_keeps_the_fix
 
 
 def test_applying_a_fix_leaves_statistics_and_training_modes_alone(resnet_fix):
-    model = plain("resnet18").train()
+    model = plain("test_resnet").train()
     model.layer1.eval()
     modes = [module.training for module in model.modules()]
     statistics = model.bn1.running_mean.clone()
@@ -171,27 +172,27 @@ def test_applying_a_fix_leaves_statistics_and_training_modes_alone(resnet_fix):
 
 
 def test_a_model_in_training_is_silenced_and_learns(resnet_fix):
-    net, silencers = network(plain("resnet18")), silencer_file.read(resnet_fix)[1]
+    net, silencers = network(plain("test_resnet")), silencer_file.read(resnet_fix)[1]
     net.model.train()
     expected = reference(net, images(4, 64), silencers)
-    model = plain("resnet18").train()
+    model = plain("test_resnet").train()
     apply_fix(model, resnet_fix)
     logits = model(images(4, 64))
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     logits.sum().backward()
-    assert model.conv1.weight.grad.abs().sum() > 0
+    assert next(model.parameters()).grad.abs().sum() > 0
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_outputs_keep_the_precision_of_the_model(dtype, resnet_fix):
-    batch, model = images(3, 64), plain("resnet18").to(dtype)
+    batch, model = images(3, 64), plain("test_resnet").to(dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the weights are known in this precision too
         apply_fix(model, resnet_fix)
     logits = model(batch.to(dtype))
     assert logits.dtype == dtype
-    exact = plain("resnet18")
+    exact = plain("test_resnet")
     apply_fix(exact, resnet_fix)
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
     assert (logits - exact(batch)).abs().max() < tolerance * exact(batch).abs().max()
@@ -210,7 +211,7 @@ def test_large_activations_of_float16_do_not_overflow_in_the_sum_over_neurons(tm
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["resnet18", "test_vit"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_a_model_with_a_fix_compiles_into_one_graph(name, tmp_path):
     model, size = plain(name), MODELS[name][1]
     fix = apply_fix(model, save_fix(tmp_path / "fix.json", model, size, one_of_each(name)))
@@ -222,7 +223,19 @@ def test_a_model_with_a_fix_compiles_into_one_graph(name, tmp_path):
         apply_fix(compiled, tmp_path / "fix.json")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "test_vit", "swin_tiny_patch4_window7_224"])
+@torch.no_grad()
+def test_a_part_of_a_model_may_be_compiled_after_the_fix(resnet_fix):
+    model = plain("test_resnet")
+    fix = apply_fix(model, resnet_fix)
+    expected = model(images(2, 64))
+    for name in {layer.name for layer, _ in fix.silencers.values()}:
+        setattr(model, name, torch.compile(model.get_submodule(name), backend="aot_eager"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        torch.testing.assert_close(model(images(2, 64)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "swin_tiny_patch4_window7_224"])
 def test_a_model_with_a_fix_is_exported_to_onnx_with_it(name, tmp_path):
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason=f"{package} writes ONNX files; install tests/requirements.txt")
@@ -240,22 +253,22 @@ def test_a_model_with_a_fix_is_exported_to_onnx_with_it(name, tmp_path):
 
 
 def test_weights_of_another_model_are_warned_about(resnet_fix):
-    model = plain("resnet18")
+    model = plain("test_resnet")
     with torch.no_grad():
         model.fc.bias[0] += 1
     with pytest.warns(UserWarning, match="weights of this model are not those"):
         apply_fix(model, resnet_fix)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        apply_fix(plain("resnet18"), resnet_fix)
+        apply_fix(plain("test_resnet"), resnet_fix)
 
 
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
         (lambda: plain("test_vit"), "This model has no layer layer"),
-        (lambda: timm.create_model("resnet50", num_classes=5), r"has shape \(1, 512, 8, 8\), expected 128 channels along axis 1"),
-        (lambda: timm.create_model("resnet18", in_chans=1), "does not take an image of 3 x 64 x 64"),
+        (lambda: timm.create_model("resnet18", num_classes=5), r"has shape \(1, 128, 8, 8\), expected 48 channels along axis 1 of 4"),
+        (lambda: timm.create_model("test_resnet", in_chans=1), "does not take an image of 3 x 64 x 64"),
     ],
 )
 def test_another_architecture_is_refused_and_left_as_it_was(model, sentence, resnet_fix):
@@ -266,7 +279,7 @@ def test_another_architecture_is_refused_and_left_as_it_was(model, sentence, res
 
 
 def test_a_model_that_goes_around_a_layer_is_refused_or_warned_about(resnet_fix):
-    model = plain("resnet18")
+    model = plain("test_resnet")
     model.set_grad_checkpointing(True)
     with pytest.raises(FixError, match="goes around it; if gradient checkpointing is on"):
         apply_fix(model, resnet_fix)
@@ -274,12 +287,22 @@ def test_a_model_that_goes_around_a_layer_is_refused_or_warned_about(resnet_fix)
     fix = apply_fix(model, resnet_fix)
     model(images(2, 64))
     model.set_grad_checkpointing(True)
-    with pytest.warns(RuntimeWarning, match=r"did not call layer\d, layer\d where the fix silences"):
+    with pytest.warns(RuntimeWarning, match=r"went around layer\d, layer\d, so nothing was silenced"):
         model(images(2, 64))
     fix.remove()
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         model(images(2, 64))
+
+
+def test_forward_passes_of_two_threads_are_watched_apart(resnet_fix):
+    model = plain("test_resnet")
+    apply_fix(model, resnet_fix)
+    with torch.no_grad(), ThreadPoolExecutor(2) as threads, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first, *others = threads.map(torch.no_grad()(model), [images(2, 64)] * 20)
+    assert not caught
+    assert all(torch.equal(first, other) for other in others)
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +320,8 @@ def demo_report(demo_run, tmp_path_factory) -> DebugReport:
     silencer_file.write(folder / DebugReport.SILENCERS, silencers, {})
     figures = {"silencing": "damping", "recovered": 0.5, "presence": [0.1], "places": []}
     said = [{"id": group.id, "layer": group.layer} | figures for group in groups]
-    report = {"schema": 1, "report": folder.name, "run": demo_run.id, "images_root": "", "created": "2026-01-01", "groups": said}
+    versions = {"schema": SCHEMA, "method": DebugReport.METHOD}
+    report = versions | {"report": folder.name, "run": demo_run.id, "images_root": "", "created": "2026-01-01", "groups": said}
     (folder / "manifest.json").write_text(json.dumps(report))
     return DebugReport(folder)
 
