@@ -151,7 +151,7 @@ def _figures(
     right = outcomes.before == outcomes.true, outcomes.after == outcomes.true
     report = debugger.report if debugger.report and _same_folder(debugger.report, image_set) else None
     presence, present = _presence(report, group_ids, outcomes.paths)
-    cells = list(_cells(outcomes.true, present, names, right))
+    cells = list(_cells(outcomes.true, _sides(present, len(outcomes.paths), len(group_ids)), names, right))
     return {
         "n_images": len(outcomes.paths),
         "n_duplicates": sum(map(len, others.values())),
@@ -246,21 +246,27 @@ def _presence(
     return presence, present
 
 
-def _cells(true: np.ndarray, present: np.ndarray | None, names: Sequence[str], right: tuple[np.ndarray, np.ndarray]) -> Iterator[dict]:
-    """The groups of which the worst is looked for: classes, divided by presence where it is known; small ones of a side together."""
-    for side, of_side in ((None, np.ones(len(true), bool)),) if present is None else ((True, present), (False, ~present)):
-        said = {None: "", True: ", present", False: ", not present"}[side]
-        small, has_large = np.zeros(len(true), bool), False
-        for index in np.unique(true[of_side]):
-            own = of_side & (true == index)
-            if own.sum() < LEAST:
-                small |= own
-                continue
-            has_large = True
-            yield {"name": names[index] + said, "class": names[index], "present": side, **compared(*(answers[own] for answers in right))}
-        if side is not None and small.sum() >= LEAST:
-            name = f"{'other' if has_large else 'all'} classes{said}"
-            yield {"name": name, "class": None, "present": side, **compared(*(answers[small] for answers in right))}
+def _sides(present: np.ndarray | None, n_images: int, n_groups: int) -> dict[bool | None, tuple[str, np.ndarray]]:
+    """Images divided by presence, where it is known: what is said of a side's images, and which they are, (n_images,)."""
+    if present is None:
+        return {None: ("", np.ones(n_images, bool))}
+    with_, without = ("with the group", "without the group") if n_groups == 1 else ("with one of the groups", "with none of the groups")
+    return {True: (f" {with_}", present), False: (f" {without}", ~present)}
+
+
+def _cells(
+    true: np.ndarray, sides: Mapping[bool | None, tuple[str, np.ndarray]], names: Sequence[str], right: tuple[np.ndarray, np.ndarray]
+) -> Iterator[dict]:
+    """The groups of which the worst is looked for: each side's classes, small ones together where sides are told apart."""
+    for side, (said, of_side) in sides.items():
+        counts = {index: int((of_side & (true == index)).sum()) for index in np.unique(true)}
+        large = [index for index, count in counts.items() if count >= LEAST]
+        groups = [(names[index], names[index], of_side & (true == index)) for index in large]
+        rest = of_side & ~np.isin(true, large)
+        if side is not None and rest.sum() >= LEAST:
+            groups.append(("other classes" if large else "all classes", None, rest))
+        for name, of_class, own in groups:
+            yield {"name": name + said, "class": of_class, "present": side, **compared(*(answers[own] for answers in right))}
 
 
 def _worst(cells: Sequence[dict], when: str) -> dict:

@@ -213,15 +213,15 @@ class TestWithAReport:
         right = images["before"] == images["true"], images["after"] == images["true"]
         owls = (images["true"] == "owl") & ~np.isin(images["path"], ("owl/003.png", "owl/004.png"))
         sides = {
-            "car, not present": images["true"] == "car",
-            "fish, not present": images["true"] == "fish",
-            "owl, not present": owls,  # two owls are too few to be a group
-            "sailboat, present": images["true"] == "sailboat",
+            "car with none of the groups": images["true"] == "car",
+            "fish with none of the groups": images["true"] == "fish",
+            "owl with none of the groups": owls,  # two owls are too few to be a group
+            "sailboat with one of the groups": images["true"] == "sailboat",
         }
         expected = {name: compared(*(answers[own] for answers in right)) for name, own in sides.items()}
         own = {cell["name"]: {key: cell[key] for key in ("n", "before", "after", "change", "low", "high")} for cell in fixed["groups"]}
         assert own == expected
-        assert {cell["name"]: cell["n"] for cell in fixed["groups"]}["owl, not present"] == 10
+        assert {cell["name"]: cell["n"] for cell in fixed["groups"]}["owl with none of the groups"] == 10
         assert fixed["images"]["presence"] == {group: report.group(group)["presence"] for group in self.IDS}
 
     def test_classes_with_too_few_images_of_a_side_are_one_group_together(self, fixed, report, demo_run, folder, workspace, tmp_path):
@@ -233,12 +233,16 @@ class TestWithAReport:
         assert other["images"]["presence"][self.IDS[0]] == shown[self.IDS[0]]
         present = np.array(shown[self.IDS[0]]) == 1
         cells = {cell["name"]: cell for cell in other["groups"]}
-        assert set(cells) == {"all classes, present", "other classes, not present", "sailboat, not present"}
-        assert cells["all classes, present"]["class"] is None
-        assert cells["all classes, present"]["n"] == present.sum() >= 10
+        assert set(cells) == {
+            "all classes with one of the groups",
+            "other classes with none of the groups",
+            "sailboat with none of the groups",
+        }
+        assert cells["all classes with one of the groups"]["class"] is None
+        assert cells["all classes with one of the groups"]["n"] == present.sum() >= 10
         assert sum(cell["n"] for cell in cells.values()) == other["n_images"]
         before = np.array(other["images"]["before"]) == np.array(other["images"]["true"])
-        assert cells["all classes, present"]["before"] == before[present].mean()
+        assert cells["all classes with one of the groups"]["before"] == before[present].mean()
 
     def test_what_the_silencers_were_not_chosen_on_is_told_apart(self, fixed):
         right = [np.array(fixed["images"][when]) == np.array(fixed["images"]["true"]) for when in ("before", "after")]
