@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from neurflow_engine.attribution import RULES, Attribution, integrated_gradients
+from neurflow_engine.attribution import Attribution, integrated_gradients
 from neurflow_engine.debug_report import Evidence
 from neurflow_engine.debugging import EPSILON, Debugger, grid, presence
 from neurflow_engine.errors import InputError, LayerError, RunError, near_matches
@@ -29,6 +29,7 @@ from neurflow_engine.tracing import record
 ROUTES = 3  # shown at most
 _TOP = f"{LOGITS}/0"  # the group of the logit
 _WORTH_SHOWING = 1 / 3  # a route is shown when it carries at least this share of what the strongest one carries
+_RULES = ((1, 0), (8, 0), (8, 6), (16, 6))  # of quadrature (nodes, crowding), tried in turn; finer ones take too long for a click
 _ADDS_UP = 0.05  # relative completeness gap up to which a cheaper quadrature rule is taken
 _EXACT = 0.01  # the same for a single node, which is right in linear networks only
 _COPIES = 8  # scaled copies of the image in one forward pass: what autograd keeps of more would not fit beside the app
@@ -136,7 +137,7 @@ class Blame:
     wrong_routes: tuple[Route, ...]  # strongest first, three at most; none where no positive edges lead up to the answer
     true_routes: tuple[Route, ...]
     contributions: dict[str, tuple[float, float]]  # by group: to the wrong and to the true logit, in logits
-    gap: float  # of the attributions' completeness, relative, in the layer where it is largest
+    gap: float  # of the attributions' completeness, relative, in the layer where it is largest: above 0.2 or so they say little
 
 
 def blame(debugger: Debugger, path: Path, wrong_index: int, true_index: int) -> Blame:
@@ -190,7 +191,7 @@ def _attribution(debugger: Debugger, layer: str, image: Tensor, classes: tuple[i
     at_cut = record(debugger.classifier, image, [layer])[layer]
     place = debugger.layers[layer]
     best = None
-    for nodes, crowding in RULES:
+    for nodes, crowding in _RULES:
         found = integrated_gradients(
             lambda scaled: segment.repeated(scaled, context, len(scaled)), at_cut, [classes], place.channel_axis, nodes, crowding, _COPIES
         )
