@@ -166,17 +166,17 @@ def _circuit(config, classifier, folder: Path) -> str | None:
     if len(layers) != 3 or not all(neurons.values()) or not run.circuit.edges:
         return f"the circuit is not whole: neurons { ({layer: len(found) for layer, found in neurons.items()}) }"
     debugger = Debugger(run, "cpu")
-    intact = debugger.silenced_logits(images, {})
+    intact = debugger.logits(images)
     for layer in layers[1:]:
         groups = [group for group in debugger.groups if group.layer == layer]
-        debugger.silence(paths[:1], [groups[0].id], draws=2)
+        debugger.control(paths[:1], debugger.silencers([groups[0].id]), draws=2)
         together = sorted({neuron for group in groups for neuron in group.neurons})
-        found = debugger.silenced_logits(images, {layer: together})
+        found = debugger.logits(images, debugger.silencers([group.id for group in groups]))
         if torch.equal(found, intact):
             return f"silencing all groups of {layer} changes nothing"
         if not torch.allclose(found, _silenced_by_hand(classifier, run.layers[layer], images, together), rtol=1e-4, atol=1e-5):
             return f"silencing in {layer} is not what zeroing by hand gives"
-    return None if torch.equal(debugger.silenced_logits(images, {}), intact) else "the model is not restored after silencing"
+    return None if torch.equal(debugger.logits(images), intact) else "the model is not restored after silencing"
 
 
 def _silenced_by_hand(classifier, layer, images, neurons):

@@ -22,7 +22,7 @@ _HOME = {
     "Run": "store",
     "analyze": "pipeline",
     "Debugger": "debugging",
-    "find_misleading": "debugging",
+    "find_misleading": "misleading",
     "apply_fix": "fix",
     "write_fix": "fix",
 }

@@ -33,7 +33,7 @@ from neurflow_engine.catalogue import list_models
 from neurflow_engine.config import AnalysisConfig, ModelConfig, checked
 from neurflow_engine.errors import InputError, NeurflowError, WorkspaceError
 from neurflow_engine.files import write_atomically
-from neurflow_engine.store import SCHEMA, Evaluation, Run, Workspace
+from neurflow_engine.store import SCHEMA, DebugReport, Evaluation, Run, Workspace
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument("run")
     debug.add_argument("--images", type=Path, required=True, metavar="DIR")
     debug.add_argument("--mask", type=_names, metavar="G1,G2", help="groups to silence")
+    debug.add_argument("--report", metavar="ID", help="with --mask: the debug report whose groups are meant (default: the newest)")
     debug.add_argument("--draws", type=int, default=None, help="random neuron sets in the control")
     debug.add_argument("--seed", type=int, default=0)
     _add_machine_flags(debug)
@@ -288,22 +289,22 @@ def _labels(workspace: Workspace, run: Run) -> dict[str, str]:
 
 
 def _debug(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
-    from neurflow_engine import debugging
+    from neurflow_engine import debugging, misleading
     from neurflow_engine.images import scan
 
     run = workspace.open_run(arguments.run)
-    draws = debugging.DRAWS if arguments.draws is None else arguments.draws
-    if draws < 1:
-        raise InputError(f"--draws {draws}: a control needs at least one random draw.")
+    draws = arguments.draws or (misleading.DRAWS if arguments.mask is None else debugging.DRAWS)
+    if arguments.draws is not None and arguments.draws < 1:
+        raise InputError(f"--draws {arguments.draws}: a control needs at least one random draw.")
     if arguments.mask is None:
-        report = debugging.find_misleading(
+        report = misleading.find_misleading(
             run, arguments.images, workspace, progress, arguments.device, arguments.workers, draws, arguments.seed
-        )
+        ).json
         return report, _report_text(report)
     if not arguments.mask:
         raise InputError("--mask names no group; give group ids separated by commas.")
     image_set = scan(arguments.images)
-    debugger = debugging.Debugger(run, arguments.device)
+    debugger = debugging.Debugger(run, arguments.device, _report_of(arguments, workspace, run))
     result = debugging.silence_folder(debugger, image_set, arguments.mask, progress, draws, arguments.seed)
     lines = (
         f"{before['path']}: {_top1(before)} -> {_top1(after)} (control changes {control['changed']:.0%} of draws)"
@@ -312,18 +313,31 @@ def _debug(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     return result, "\n".join(lines)
 
 
+def _report_of(arguments, workspace: Workspace, run: Run) -> DebugReport | None:
+    """The report that ``--report`` names, else the newest one of the run on the same images, else the newest; None where there is none."""
+    if getattr(arguments, "report", None):
+        return workspace.open_debug_report(arguments.report)
+    reports = workspace.debug_reports(run.id)
+    images = getattr(arguments, "images", None)
+    same = [report for report in reports if images and report.images_root == Path(images).absolute()]
+    return next(iter([*same, *reports]), None)
+
+
 def _top1(row: dict) -> str:
     return f"{row['top5'][0]['name']} {row['top5'][0]['probability']:.2f}"
 
 
 def _report_text(report: dict) -> str:
-    lines = [f"{report['n_wrong']} wrong images, {report['n_clean']} clean ones, {report['draws']} random draws"]
-    for group in report["groups"]:
+    ceiling = report["ceiling"] and f", at best {report['ceiling']['mean']:.2f} of the wrong ones can come back"
+    lines = [
+        f"{report['n_wrong']} wrong images, {report['n_clean']} clean ones{ceiling or ''}; figures from {report['n_reported']} wrong ones"
+    ]
+    for group in report["groups"] if report["n_reported"] else ():
         control = group["control_recovered"]
         lines.append(
-            f"{'!' if group['misleading'] else ' '} {group['id']:<16} recovered {group['recovered']:.2f} "
-            f"(random {control['mean']:.2f} [{control['low']:.2f}, {control['high']:.2f}]) p {group['p_value']:.3f} "
-            f"clean accuracy {group['clean_accuracy_change']:+.3f}"
+            f"{'!' if group['misleading'] else ' '} {group['id']:<20} {group['silencing']:<8} recovered {group['recovered']:.2f} "
+            f"(random {control['mean']:.2f} [{control['low']:.2f}, {control['high']:.2f}], {group['draws']} draws) p {group['p_value']:.2g} "
+            f"clean accuracy {group['clean_accuracy_change']:+.3f} (class {group['target_recall_change']:+.3f}) AUC {group['auc']:.2f}"
         )
     if not any(group["misleading"] for group in report["groups"]):
         lines.append("No group is clearly misleading.")

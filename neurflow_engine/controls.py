@@ -1,12 +1,15 @@
 """Random controls: what an effect is compared with before anybody believes it. Imports neither torch nor timm.
 
-In: some neurons, and how active all neurons of their layer are; figures of random draws. Out: equally many other neurons that are about
-as active, and the interval in which the draws lie.
+In: some neurons or a silencer, and how active all neurons of their layer are; figures of random draws. Out: equally many other neurons
+that are about as active, silencers that do as much elsewhere, and the interval in which the draws lie.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+
+from neurflow_engine.records import Filling, Silencer
 
 MATCHED_AMONG = 10  # a control neuron is drawn among this many neurons of nearest mean activation
 
@@ -34,6 +37,27 @@ def matched_neurons(neurons: Sequence[int], mean_activations: np.ndarray, draws:
             free = np.delete(free, place)
         sets.append(tuple(sorted(drawn)))
     return sets
+
+
+def random_twins(silencer: Silencer, sample: np.ndarray, draws: int, seed: int) -> list[Silencer]:
+    """Silencers that do as much as the given one, to other neurons or in another direction.
+
+    Of a filling: as many other neurons that are about as active, filled in the same way (zero, or their means). Of a damping: at the same
+    places of the same images the same amount is taken away, along a random direction instead: a random sum of what right images have
+    more or less than their mean, so that it is as likely as the layer's own variation.
+
+    Args:
+        sample: (n_images, n_channels), pooled activations of right images.
+    """
+    if isinstance(silencer, Filling):
+        mean = sample.mean(0)
+        filled = np.any(silencer.values)
+        sets = matched_neurons(silencer.neurons, mean, draws, seed)
+        return [Filling(silencer.layer, drawn, tuple(float(mean[one]) if filled else 0.0 for one in drawn)) for drawn in sets]
+    generator = np.random.default_rng(seed)
+    patterns = generator.standard_normal((draws, len(sample))) @ (sample - sample.mean(0))
+    patterns *= np.linalg.norm(silencer.pattern) / np.maximum(np.linalg.norm(patterns, axis=1, keepdims=True), 1e-12)
+    return [replace(silencer, pattern=pattern.astype(np.float32)) for pattern in patterns]
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

@@ -1,39 +1,37 @@
-"""Which groups mislead the model, and what silencing them does.
+"""What silencing does to images, and which groups they show.
 
-In: a finished run and images. Out: presence of every group in an image, predictions before and after silencing beside a matched random
-control, and a report that ranks the groups by how far they are to blame for the wrong images.
+In: a finished run, images, and a debug report where there is one. Out: presence of every group in an image, predictions before and after
+silencing, and the same for matched random silencers.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import wilcoxon
+from scipy.special import expit
 from torch import Tensor
 
 from neurflow_engine.activations import pooled_activations
 from neurflow_engine.batching import BATCH, in_batches
-from neurflow_engine.controls import interval, matched_neurons, spread
-from neurflow_engine.errors import DataError, RunError, near_matches
-from neurflow_engine.evaluation import classifier_of, evaluate
-from neurflow_engine.files import read_json
-from neurflow_engine.images import ImageBatches, cut_patches, left_out, match_classes, open_image, scan
-from neurflow_engine.layers import examine
+from neurflow_engine.controls import interval, random_twins
+from neurflow_engine.errors import RunError, near_matches
+from neurflow_engine.evaluation import classifier_of
+from neurflow_engine.images import ImageBatches, cut_patches, left_out, open_image
+from neurflow_engine.layers import positions
+from neurflow_engine.models import Classifier
 from neurflow_engine.progress import Progress, Silent
-from neurflow_engine.records import LOGITS, ImageSet, NeuronGroup, Patch
-from neurflow_engine.silencing import zeroed
-from neurflow_engine.store import MANIFEST, SCHEMA, Run, Workspace, now
-from neurflow_engine.tracing import Segment, edited, record
+from neurflow_engine.records import LOGITS, Filling, ImageSet, NeuronGroup, Patch, Silencer
+from neurflow_engine.replay import Replay
+from neurflow_engine.store import SCHEMA, DebugReport, Run
+from neurflow_engine.tracing import record
 
-DRAWS = 20  # random neuron sets in a control
-SIGNIFICANT = 0.05  # p-value, corrected for the number of groups
-AFFORDABLE = -0.02  # change of clean accuracy that a misleading group may cost at most
+DRAWS = 20  # random silencers in the control of a single image
 EPSILON = 1e-6
+_HELD_BYTES = 512 << 20  # of what layers give for images that were looked at
+_SHOWN = 19.0  # odds of the presence of a contrast group at its typical strength, 0.95; at the usual level the inverse, 0.05
 
 
 @dataclass(frozen=True)
@@ -58,20 +56,18 @@ class ControlClass:
 
 @dataclass(frozen=True)
 class ControlOutcome:
-    """What matched random neuron sets do to one image."""
+    """What matched random silencers do to one image."""
 
     classes: tuple[ControlClass, ...]  # those in the top 5 before or after silencing
     changed: float  # share of draws whose top-1 differs from before, 0..1
 
 
 @dataclass(frozen=True)
-class Silencing:
-    """Top-5 classes of each image before and after silencing, and under the control."""
+class Effect:
+    """Top-5 classes of each image before and after silencing."""
 
     before: tuple[tuple[TopClass, ...], ...]
     after: tuple[tuple[TopClass, ...], ...]
-    control: tuple[ControlOutcome, ...]
-    draws: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,107 +97,182 @@ def presence(group: NeuronGroup, activations: np.ndarray) -> np.ndarray:
     return np.minimum(np.exp(np.log(ratio).mean(1)), 1.0)
 
 
+def contrast_presence(scores: np.ndarray, usual: float, typical: float) -> np.ndarray:
+    """How strongly images show a contrast group, 0..1: 0.05 at the usual level of right images, 0.95 where wrong ones typically are.
+
+    A logistic curve between the two, so that no two strengths have the same presence.
+    """
+    return expit(2 * np.log(_SHOWN) * ((scores - usual) / max(typical - usual, EPSILON) - 0.5))
+
+
 class Debugger:
     """A run with its model loaded, ready to look at images and to silence groups."""
 
-    def __init__(self, run: Run, device: str = "auto"):
-        """Raises RunError when the model is no longer the one that was analysed; ModelError when it cannot be loaded."""
-        self.run = run
+    def __init__(self, run: Run, device: str = "auto", report: DebugReport | None = None):
+        """With a report its contrast groups are there too, and each group is silenced in the way that the report recommends.
+
+        Raises RunError when the model is no longer the one that was analysed; ModelError when it cannot be loaded.
+        """
+        self.run, self.report = run, report
         self.circuit = run.circuit
         self.classifier = classifier_of(run, device)
-        self._segments: dict[str, Segment] = {}
+        self.layers = {name: layer for name, layer in run.layers.items() if name != LOGITS} | (report.layers if report else {})
+        self.replay = Replay(self.classifier, self.layers)
         self._transform = self.classifier.preprocessing.transform()
+        self._held: OrderedDict[tuple[Path, float], dict[str, Tensor]] = OrderedDict()
+        self._order = run_order(self.classifier, list(self.layers))
 
     @property
     def groups(self) -> tuple[NeuronGroup, ...]:
-        """The groups that can be silenced: all but the logit's."""
+        """The circuit's groups that can be silenced: all but the logit's."""
         return tuple(group for group in self.circuit.groups if group.layer != LOGITS)
+
+    @property
+    def contrast_groups(self) -> tuple[dict, ...]:
+        """The groups that the report found beside the circuit, as it describes them."""
+        return tuple(group for group in self.report.json["groups"] if group["kind"] == "contrast") if self.report else ()
 
     def load(self, paths: Sequence[Path]) -> Tensor:
         """Preprocessed images, (n_images, channels, height, width), on the model's device; raises DataError."""
         images = [self._transform(open_image(path, self.classifier.preprocessing.in_chans)) for path in paths]
         return torch.stack(images).to(self.classifier.device)
 
+    def silencers(self, group_ids: Sequence[str]) -> tuple[Silencer, ...]:
+        """What silences the groups: as the report recommends, without one the neurons of circuit groups to zero (together, per layer).
+
+        Raises:
+            RunError: a group does not exist.
+        """
+        known = {group.id: group for group in self.groups}
+        found: list[Silencer] = []
+        zeros: dict[str, set[int]] = {}
+        for group_id in dict.fromkeys(group_ids):
+            if self.report and group_id in self.report.groups:
+                found.append(self.report.silencer(group_id))
+            elif group_id in known:
+                zeros.setdefault(known[group_id].layer, set()).update(known[group_id].neurons)
+            else:
+                names = {**known, **(self.report.groups if self.report else {})}
+                raise RunError(
+                    f"Run {self.run.id} has no group {group_id!r} that can be silenced.{near_matches(group_id, names)} "
+                    f"Its groups are {', '.join(names)}."
+                )
+        found += [Filling(layer, tuple(sorted(neurons)), (0.0,) * len(neurons)) for layer, neurons in zeros.items()]
+        return tuple(found)
+
     def inspect(self, path: Path) -> Inspection:
         """Top-5, and presence and best patch of every group in one image; raises DataError."""
         image = self.load([path])
         patches = self._patches(1)
-        shown = self._presence(image, patches, Silent())
+        shown = self._circuit_presence(image, patches, Silent())
         best = {group: int(values.argmax()) for group, values in shown.items()}
+        contrast = self._scores(self._outputs(path, image))
+        whole = self._patches(1)[0].box
         return Inspection(
-            top5=self._top5(self._logits(image))[0],
-            presence={group: float(values[best[group]]) for group, values in shown.items()},
-            best_patch={group: patches[place].box for group, place in best.items()},
+            top5=self._top5(self.logits(image))[0],
+            presence={group: float(values[best[group]]) for group, values in shown.items()}
+            | {name: float(presence) for name, (presence, _) in contrast.items()},
+            best_patch={group: patches[place].box for group, place in best.items()}
+            | {name: box or whole for name, (_, box) in contrast.items()},
             pixels=self.classifier.preprocessing.to_pixels(image[0]),
         )
 
     def presence(self, images: Tensor, progress: Progress | None = None) -> dict[str, np.ndarray]:
-        """Presence of every group in each image, by group id: (n_images,)."""
+        """Presence of every circuit group in each image, by group id: (n_images,)."""
         patches = self._patches(len(images))
         of_image = np.array([patch.image for patch in patches])
-        shown = self._presence(images, patches, progress or Silent())
+        shown = self._circuit_presence(images, patches, progress or Silent())
         return {group: np.array([values[of_image == image].max() for image in range(len(images))]) for group, values in shown.items()}
 
-    def silence(self, paths: Sequence[Path], group_ids: Sequence[str], draws: int = DRAWS, seed: int = 0) -> Silencing:
-        """Silence groups (their neurons to zero, at every position of their layers) and predict again, beside a matched random control.
+    def logits(self, images: Tensor, silencers: Sequence[Silencer] = ()) -> Tensor:
+        """Logits (n_images, n_classes) on the CPU of preprocessed images, with the silencers at work."""
+        images = images.to(self.classifier.device)
+        return torch.cat([self.replay.logits(batch, silencers).cpu() for batch in images.split(BATCH)])
+
+    def effect(self, paths: Sequence[Path], silencers: Sequence[Silencer]) -> Effect:
+        """Predictions before and after; only what lies above the lowest silencer is computed for images that were looked at before.
 
         Raises:
-            RunError: a group does not exist; DataError: an image cannot be read.
+            DataError: an image cannot be read.
         """
-        self.neurons_of(group_ids)  # a wrong group shows before the images are read
-        return self.silence_images(self.load(paths), group_ids, draws, seed)
+        before = torch.cat([self._outputs(path)[LOGITS] for path in paths]).cpu()
+        after = torch.cat([self._from_lowest(batch, silencers) for batch in in_batches(paths, BATCH)])
+        return Effect(self._top5(before), self._top5(after))
 
-    def silence_images(self, images: Tensor, group_ids: Sequence[str], draws: int = DRAWS, seed: int = 0) -> Silencing:
-        """As ``silence``, for preprocessed images (n_images, channels, height, width)."""
-        neurons = self.neurons_of(group_ids)
-        images = images.to(self.classifier.device)
-        before = self._logits(images)
-        after = self.silenced_logits(images, neurons)
-        controls = torch.stack([self.silenced_logits(images, drawn) for drawn in self._controls(neurons, draws, seed)])
-        tops = self._top5(before), self._top5(after)
-        probabilities = controls.softmax(2).numpy()
+    def control(
+        self, paths: Sequence[Path], silencers: Sequence[Silencer], draws: int = DRAWS, seed: int = 0
+    ) -> tuple[ControlOutcome, ...]:
+        """What matched random silencers do to each image; the classes are those in the top 5 before or after the given silencers."""
+        effect = self.effect(paths, silencers)
+        twins = [random_twins(silencer, self._sample(silencer.layer), draws, seed) for silencer in silencers]
+        probabilities = torch.stack(
+            [
+                torch.cat([self._from_lowest(batch, [own[draw] for own in twins]) for batch in in_batches(paths, BATCH)])
+                for draw in range(draws)
+            ]
+        )
+        probabilities = probabilities.softmax(2).numpy()
         outcomes = []
-        for image in range(len(images)):
-            indices = list(dict.fromkeys(top.index for side in tops for top in side[image]))
+        for image, (before, after) in enumerate(zip(effect.before, effect.after, strict=True)):
+            indices = list(dict.fromkeys(top.index for top in (*before, *after)))
             classes = tuple(
                 ControlClass(index, self.classifier.class_names[index], *interval(probabilities[:, image, index])) for index in indices
             )
-            changed = float((probabilities[:, image].argmax(1) != tops[0][image][0].index).mean())
+            changed = float((probabilities[:, image].argmax(1) != before[0].index).mean())
             outcomes.append(ControlOutcome(classes, changed))
-        return Silencing(*tops, tuple(outcomes), draws)
+        return tuple(outcomes)
 
-    def silenced_logits(self, images: Tensor, neurons: Mapping[str, Sequence[int]]) -> Tensor:
-        """Logits (n_images, n_classes) on the CPU when the neurons of the named layers are zero."""
-        with ExitStack() as stack:
-            for layer, indices in neurons.items():
-                edit = lambda output, layer=layer, indices=indices: zeroed(self.run.layers[layer], output, indices)  # noqa: E731
-                stack.enter_context(edited(self.classifier, layer, edit))
-            return self._logits(images)
+    def _from_lowest(self, paths: Sequence[Path], silencers: Sequence[Silencer]) -> Tensor:
+        """Logits (n_images, n_classes) on the CPU, computed from the lowest silenced layer up."""
+        if not silencers:
+            return torch.cat([self._outputs(path)[LOGITS] for path in paths]).cpu()
+        lowest = min((silencer.layer for silencer in silencers), key=self._order.index)
+        outputs = torch.cat([self._outputs(path)[lowest] for path in paths])
+        context = self.replay.segment(lowest).context(self.load(paths)) if self.replay.segment(lowest).needs_context else None
+        return self.replay.logits_above(lowest, outputs, silencers, context).cpu()
 
-    def from_layer(self, layer: str) -> Segment:
-        """The network above a layer: to silence at one layer without running what lies below it again."""
-        if layer not in self._segments:
-            channels, size = self.classifier.preprocessing.in_chans, self.classifier.preprocessing.input_size
-            sample = torch.randn((3, channels, *size), generator=torch.Generator().manual_seed(0)).to(self.classifier.device)
-            self._segments[layer] = Segment(self.classifier, layer, LOGITS, sample)
-        return self._segments[layer]
+    def _outputs(self, path: Path, image: Tensor | None = None) -> dict[str, Tensor]:
+        """What every layer gives for an image, and its logits; kept for the images that were looked at last."""
+        key = (path, path.stat().st_mtime if path.is_file() else 0.0)
+        if key not in self._held:
+            images = self.load([path]) if image is None else image
+            self._held[key] = record(self.classifier, images, [*self.layers, LOGITS])
+            size = sum(output.nbytes for output in self._held[key].values())
+            while len(self._held) > max(1, _HELD_BYTES // max(1, size)):
+                self._held.popitem(last=False)
+        self._held.move_to_end(key)
+        return self._held[key]
 
-    def mean_activations(self, layer: str) -> np.ndarray:
-        """Mean activation of each neuron over the patches of the run, (n_channels,)."""
-        return np.asarray(self.run.activations(layer)).mean(0)
+    def _sample(self, layer: str) -> np.ndarray:
+        """Pooled activations, (n, n_channels), that random controls are drawn from: of right images; without a report, of the patches."""
+        if self.report and layer in self.report.layers:
+            return self.report.sample(layer)
+        return np.asarray(self.run.activations(layer))
 
     def _patches(self, n_images: int) -> tuple[Patch, ...]:
         return cut_patches(n_images, self.classifier.preprocessing.input_size, self.run.manifest["configuration"]["granularities"])
 
-    def _presence(self, images: Tensor, patches: Sequence[Patch], progress: Progress) -> dict[str, np.ndarray]:
-        """Presence of every group in each patch: (n_patches,)."""
+    def _circuit_presence(self, images: Tensor, patches: Sequence[Patch], progress: Progress) -> dict[str, np.ndarray]:
+        """Presence of every circuit group in each patch: (n_patches,)."""
         layers = [layer for name, layer in self.run.layers.items() if name != LOGITS]
         with progress.stage("presence", len(patches)) as tick:
             activations = pooled_activations(self.classifier, images, patches, layers, tick)
         return {group.id: presence(group, activations[group.layer]) for group in self.groups}
 
-    def _logits(self, images: Tensor) -> Tensor:
-        return torch.cat([record(self.classifier, batch, [LOGITS])[LOGITS].float().cpu() for batch in images.split(BATCH)])
+    def _scores(self, outputs: dict[str, Tensor]) -> dict[str, tuple[float, tuple[int, int, int, int] | None]]:
+        """Presence of every contrast group in one image, and where it is strongest (None: everywhere)."""
+        found = {}
+        for group in self.contrast_groups:
+            damping = self.report.silencer(group["id"])
+            shown = positions(self.layers[damping.layer], outputs[damping.layer])[0].float().cpu().numpy() @ damping.filter
+            score = shown.max() if damping.scope == "position" else shown.mean()
+            box = (
+                window_around(int(shown.argmax()), len(shown), self.classifier.preprocessing.input_size)
+                if damping.scope == "position"
+                else None
+            )
+            found[group["id"]] = float(contrast_presence(score, group["usual"], group["typical"])), box
+        return found
 
     def _top5(self, logits: Tensor) -> tuple[tuple[TopClass, ...], ...]:
         values, indices = logits.softmax(1).topk(min(5, logits.shape[1]))
@@ -211,172 +282,33 @@ class Debugger:
             for row in zip(indices.tolist(), values.tolist(), strict=True)
         )
 
-    def neurons_of(self, group_ids: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        """The neurons of some groups, by layer; raises RunError with near matches when one of them cannot be silenced."""
-        known = {group.id: group for group in self.groups}
-        neurons: dict[str, set[int]] = {}
-        for group_id in group_ids:
-            if group_id not in known:
-                raise RunError(
-                    f"Run {self.run.id} has no group {group_id!r} that can be silenced.{near_matches(group_id, known)} "
-                    f"Its groups are {', '.join(known)}."
-                )
-            neurons.setdefault(known[group_id].layer, set()).update(known[group_id].neurons)
-        return {layer: tuple(sorted(indices)) for layer, indices in neurons.items()}
 
-    def _controls(self, neurons: Mapping[str, Sequence[int]], draws: int, seed: int) -> Iterator[dict[str, tuple[int, ...]]]:
-        by_layer = {layer: matched_neurons(own, self.mean_activations(layer), draws, seed) for layer, own in neurons.items()}
-        return ({layer: sets[draw] for layer, sets in by_layer.items()} for draw in range(draws))
+def run_order(classifier: Classifier, layers: Sequence[str]) -> list[str]:
+    """The layers in the order in which the network runs them."""
+    blank = torch.zeros((1, classifier.preprocessing.in_chans, *classifier.preprocessing.input_size), device=classifier.device)
+    return list(record(classifier, blank, layers, keep=lambda name, output: None)) if layers else []
 
 
-def find_misleading(
-    run: Run,
-    images_root: Path,
-    workspace: Workspace,
-    progress: Progress | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> dict:
-    """Rank the groups of a run by how far they mislead the model on a folder of images; a finished report is found, not repeated.
+def window_around(position: int, n_positions: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A window of a third of the image around one position of a layer: left, top, right, bottom in pixels of the preprocessed image.
 
-    Wrong images are those predicted as the target although they are of another class; clean images are those predicted right, of any
-    class. For each group: how much more present it is on wrong than on clean images, the share of wrong images whose true class comes back
-    once it is silenced beside the same for matched random neuron sets, a one-sided Wilcoxon signed-rank test on the wrong images of the
-    gained margin (true logit minus target logit) against the mean of the control, corrected by Holm's method, and what it costs on the
-    clean images. *Misleading*: corrected p below 0.05, recovered above the control's interval, more present on wrong images, and at most
-    2 points of clean accuracy lost.
-
-    Returns:
-        The JSON of ``debug RUN --json`` (DESIGN.md), with "report", "run", "images_root", "created", "draws", "n_wrong", "n_clean".
-
-    Raises:
-        DataError: the folder's images or their true classes are not known.
+    Args:
+        position: counted row by row in a grid of ``n_positions`` that has the proportions of the image.
+        size: height and width of the image.
     """
-    progress = progress or Silent()
-    debugger = Debugger(run, device)
-    classifier = debugger.classifier
-    image_set = match_classes(scan(images_root), classifier.class_names, classifier.class_names_source)
-    key = json.dumps([SCHEMA, run.manifest["fingerprint"], image_set.fingerprint, draws, seed])
-    fingerprint = hashlib.sha256(key.encode()).hexdigest()
-    folder = workspace.debug_folder(f"{run.id}-{fingerprint[:10]}")
-    if not (folder / MANIFEST).is_file():
-        channels, size = classifier.preprocessing.in_chans, classifier.preprocessing.input_size
-        evaluation = evaluate(classifier, examine(classifier, (channels, *size)), image_set, workspace, progress, workers)
-        known = evaluation.predictions.dropna(subset="true")
-        if known.empty:
-            raise DataError(
-                f"No true class is known for the images in {images_root}, so wrong predictions cannot be told from right ones; "
-                f"put them into folders named after classes ({', '.join(classifier.class_names[:5])}, ...)."
-            )
-        with workspace.draft(folder, fingerprint) as draft:
-            if not draft.is_published:
-                report = _report(debugger, evaluation.predictions, Path(image_set.root), progress, draws, seed)
-                draft.publish({"report": folder.name, "run": run.id, "images_root": str(image_set.root), "created": now()} | report)
-    return read_json(folder / MANIFEST)
+    rows, columns = grid(n_positions, size)
+    height, width = max(1, round(size[0] / 3)), max(1, round(size[1] / 3))
+    top = round((position // columns + 0.5) / rows * size[0] - height / 2)
+    left = round((position % columns + 0.5) / columns * size[1] - width / 2)
+    top, left = min(max(0, top), size[0] - height), min(max(0, left), size[1] - width)
+    return left, top, left + width, top + height
 
 
-def _report(debugger: Debugger, predictions, root: Path, progress: Progress, draws: int, seed: int) -> dict:
-    target, groups = debugger.circuit.target_index, debugger.groups
-    true = predictions["true"].fillna(-1).to_numpy(int)
-    predicted = predictions["predicted"].to_numpy(int)
-    paths = [root / path for path in predictions["path"]]
-    wrong = np.flatnonzero((predicted == target) & (true != target) & (true >= 0))
-    clean = np.flatnonzero(predicted == true)
-
-    shown = {group.id: np.zeros(len(paths)) for group in groups}
-    with progress.stage("presence", len(paths)) as tick:
-        for batch in in_batches(range(len(paths)), BATCH):
-            for group, values in debugger.presence(debugger.load([paths[row] for row in batch])).items():
-                shown[group][list(batch)] = values
-            tick.advance(len(batch))
-
-    controls = {group.id: matched_neurons(group.neurons, debugger.mean_activations(group.layer), draws, seed) for group in groups}
-    right_after = {group.id: np.zeros((1 + draws, len(paths)), bool) for group in groups}
-    gain = {group.id: np.zeros((1 + draws, len(paths))) for group in groups}
-    rows = np.concatenate([wrong, clean])
-    with progress.stage("silencing", len(rows) * len(groups)) as tick:
-        for batch in in_batches(rows, BATCH):
-            images = debugger.load([paths[row] for row in batch])
-            names = [name for name in debugger.run.layers if name != LOGITS]
-            recorded = record(debugger.classifier, images, [*names, LOGITS])
-            before = _margin(recorded[LOGITS].float().cpu().numpy(), true[batch], target)
-            for layer in names:
-                segment, shape = debugger.from_layer(layer), debugger.run.layers[layer]
-                context = segment.context(images) if segment.needs_context else None
-                for group in debugger.circuit.groups_of(layer):
-                    for draw, neurons in enumerate([group.neurons, *controls[group.id]]):
-                        # The control is only compared on wrong images; on clean ones the group alone is silenced.
-                        if draw and not (predicted[batch] != true[batch]).any():
-                            break
-                        with torch.no_grad():
-                            logits = segment(zeroed(shape, recorded[layer], neurons), context).float().cpu().numpy()
-                        right_after[group.id][draw, batch] = logits.argmax(1) == true[batch]
-                        gain[group.id][draw, batch] = _margin(logits, true[batch], target) - before
-                    tick.advance(len(batch))
-
-    p_values = _holm({group.id: _gain_p_value(gain[group.id][:, wrong]) for group in groups})
-    entries = []
-    for group in groups:
-        recovered = right_after[group.id][:, wrong].mean(1) if len(wrong) else np.zeros(1 + draws)
-        control = spread(recovered[1:])
-        clean_change = float(right_after[group.id][0, clean].mean() - 1) if len(clean) else 0.0
-        of_others = clean[true[clean] != target]
-        excess = float(shown[group.id][wrong].mean() - shown[group.id][of_others].mean()) if len(wrong) and len(of_others) else 0.0
-        usual = np.quantile(shown[group.id][wrong], 0.5) if len(wrong) else 1.0
-        entries.append(
-            {
-                "id": group.id,
-                "layer": group.layer,
-                "misleading": bool(
-                    p_values[group.id] < SIGNIFICANT and recovered[0] > control["high"] and excess > 0 and clean_change >= AFFORDABLE
-                ),
-                "score": float(recovered[0] - control["mean"] + min(clean_change, 0.0)),
-                "p_value": p_values[group.id],
-                "recovered": float(recovered[0]),
-                "control_recovered": control,
-                "clean_accuracy_change": clean_change,
-                "false_alarm_rate": float((shown[group.id][of_others] >= usual).mean()) if len(of_others) else 0.0,
-                "presence_excess": excess,
-                "presence": [round(float(value), 4) for value in shown[group.id]],
-            }
-        )
-    entries.sort(key=lambda entry: (-entry["misleading"], -entry["score"], entry["p_value"]))
-    names = debugger.classifier.class_names
-    return {
-        "schema": SCHEMA,
-        "draws": draws,
-        "n_wrong": len(wrong),
-        "n_clean": len(clean),
-        "images": [
-            {"path": row.path, "true": names[own] if own >= 0 else None, "predicted": names[row.predicted], "probability": row.probability}
-            for row, own in zip(predictions.itertuples(), true, strict=True)
-        ],
-        "groups": entries,
-    }
-
-
-def _margin(logits: np.ndarray, true: np.ndarray, target: int) -> np.ndarray:
-    """True logit minus target logit of each image."""
-    return logits[np.arange(len(true)), true] - logits[:, target]
-
-
-def _gain_p_value(gain: np.ndarray) -> float:
-    """One-sided signed-rank test over images that a group gains more than the mean of its control; gain is (1 + draws, n_images)."""
-    difference = gain[0] - gain[1:].mean(0) if gain.shape[1] else np.zeros(0)
-    if len(difference) < 5 or not difference.any():
-        return 1.0
-    return float(wilcoxon(difference, alternative="greater").pvalue)
-
-
-def _holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P-values corrected for their number (Holm 1979)."""
-    corrected, largest = {}, 0.0
-    for rank, (name, value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, value * (len(p_values) - rank)))
-        corrected[name] = largest
-    return corrected
+def grid(n_positions: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of ``n_positions`` places in an image of ``size`` (height, width): the divisors nearest to its proportions."""
+    divisors = [rows for rows in range(1, n_positions + 1) if n_positions % rows == 0]
+    rows = min(divisors, key=lambda rows: abs(np.log(rows * rows * size[1] / (n_positions * size[0]))))
+    return rows, n_positions // rows
 
 
 def silence_folder(
@@ -387,24 +319,24 @@ def silence_folder(
     Raises:
         RunError: a group does not exist; DataError: no file of the folder can be decoded.
     """
-    debugger.neurons_of(group_ids)  # a wrong group shows before the images are read
+    silencers = debugger.silencers(group_ids)  # a wrong group shows before the images are read
     paths = [image.path for image in image_set.images]
     batches = ImageBatches(image_set.root, paths, debugger.classifier.preprocessing, batch_size=BATCH)
     before, after, control = [], [], []
     with progress.stage("silencing", len(paths)) as tick:
-        for indices, images in batches:
-            found = debugger.silence_images(images, group_ids, draws, seed)
-            for index, *sides, outcome in zip(indices, found.before, found.after, found.control, strict=True):
+        for indices, _ in batches:
+            files = [Path(image_set.root) / paths[index] for index in indices]
+            effect, outcomes = debugger.effect(files, silencers), debugger.control(files, silencers, draws, seed)
+            for index, *sides, outcome in zip(indices, effect.before, effect.after, outcomes, strict=True):
                 for rows, side in zip((before, after), sides, strict=True):
                     rows.append({"path": paths[index], "top5": [asdict(top) for top in side]})
                 control.append({"path": paths[index], **asdict(outcome)})
             tick.advance(len(indices))
-    skipped = left_out(image_set, batches, len(before))
     return {
         "schema": SCHEMA,
         "run": debugger.run.id,
         "silenced": list(group_ids),
-        "skipped": skipped,
+        "skipped": left_out(image_set, batches, len(before)),
         "before": before,
         "after": after,
         "control": {"draws": draws, "images": control},

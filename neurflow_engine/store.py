@@ -326,6 +326,7 @@ class Evaluation:
 class DebugReport:
     """What ``debug`` found for a run and a folder of images: figures, and what silences each group."""
 
+    METHOD = 2  # of finding misleading groups: reports of another one are not comparable
     SILENCERS = "silencers.json"
 
     def __init__(self, folder: Path):
@@ -334,7 +335,7 @@ class DebugReport:
             raise RunError(f"There is no finished debug report in {folder}; run debug again.")
         self.folder, self.id = folder, folder.name
         self.json = read_json(folder / MANIFEST)
-        if self.json["schema"] != SCHEMA:
+        if (self.json["schema"], self.json.get("method")) != (SCHEMA, self.METHOD):
             raise RunError(f"Debug report {self.id} was made by another version of this program; run debug again.")
 
     @property
