@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import roc_auc_score
@@ -62,7 +63,7 @@ def auc(high: np.ndarray, low: np.ndarray) -> float:
 def _diffuse(trials: Trials, layer: str, wrong: Sequence[int], right: Sequence[int]) -> Damping | None:
     own, usual = pooled_outputs(trials, layer, wrong), pooled_outputs(trials, layer, right)
     centred = np.r_[own - own.mean(0), usual - usual.mean(0)]
-    return _matched(layer, "image", own.mean(0) - usual.mean(0), centred)
+    return _Spread(centred).matched(layer, "image", own.mean(0) - usual.mean(0))
 
 
 def _marks(trials: Trials, layer: str, wrong: Sequence[int], right: Sequence[int], seed: int):
@@ -78,14 +79,15 @@ def _marks(trials: Trials, layer: str, wrong: Sequence[int], right: Sequence[int
     clusters = MiniBatchKMeans(min(_CLUSTERS, len(places)), random_state=seed, n_init=3).fit(places / scale)
     shares = [_shares(clusters, images / scale) for images in (own, usual)]
     typical = (shares[0].mean(0) - shares[1].mean(0)) / np.sqrt(shares[0].var(0) + shares[1].var(0) + 1e-9)
+    usual_spread = _Spread(background - mean)
     for cluster in np.argsort(-typical, kind="stable")[:_STARTS]:
         start = clusters.cluster_centers_[cluster] * scale - mean
-        yield _refined(layer, start, own, usual, mean, background - mean)
+        yield _refined(layer, start, own, usual, mean, usual_spread)
 
 
-def _refined(layer: str, start: np.ndarray, own: np.ndarray, usual: np.ndarray, mean: np.ndarray, centred: np.ndarray) -> Damping | None:
+def _refined(layer: str, start: np.ndarray, own: np.ndarray, usual: np.ndarray, mean: np.ndarray, spread: "_Spread") -> Damping | None:
     """The direction whose marked places are those that it finds itself."""
-    found = _matched(layer, "position", start, centred)
+    found = spread.matched(layer, "position", start)
     for _ in range(_REFINEMENTS):
         if found is None:
             break
@@ -96,19 +98,25 @@ def _refined(layer: str, start: np.ndarray, own: np.ndarray, usual: np.ndarray, 
             break
         # Each image counts once, however many of its places are marked.
         means = np.stack([places[chosen].mean(0) for places, chosen in zip(own, marked, strict=True) if chosen.any()])
-        found = _matched(layer, "position", means.mean(0) - mean, centred)
+        found = spread.matched(layer, "position", means.mean(0) - mean)
     return found
 
 
-def _matched(layer: str, scope: str, pattern: np.ndarray, centred: np.ndarray) -> Damping | None:
-    """The pattern with its matched filter, given rows that have mean zero and the covariance of what is usual."""
-    scale = centred.std(0) + 1e-6 * max(float(centred.std()), 1e-12)
-    covariance, _ = ledoit_wolf(centred / scale, assume_centered=True)
-    filter = np.linalg.lstsq(covariance, pattern / scale, rcond=None)[0] / scale
-    size = float(filter @ pattern)
-    if not np.isfinite(size) or size <= 0:
-        return None
-    return Damping(layer, (filter / size).astype(np.float32), pattern.astype(np.float32), 0.0, scope)
+class _Spread:
+    """How a layer's neurons vary together where nothing is wrong: their shrunk covariance, ready to be divided by."""
+
+    def __init__(self, centred: np.ndarray):
+        """``centred``: (n, n_channels), of mean zero."""
+        self._scale = centred.std(0) + 1e-6 * max(float(centred.std()), 1e-12)
+        self._factor = cho_factor(ledoit_wolf(centred / self._scale, assume_centered=True)[0])
+
+    def matched(self, layer: str, scope: str, pattern: np.ndarray) -> Damping | None:
+        """The pattern with its matched filter; None where there is nothing to match."""
+        filter = cho_solve(self._factor, pattern / self._scale) / self._scale
+        size = float(filter @ pattern)
+        if not np.isfinite(size) or size <= 0:
+            return None
+        return Damping(layer, (filter / size).astype(np.float32), pattern.astype(np.float32), 0.0, scope)
 
 
 def _some_positions(trials: Trials, layer: str, rows: Sequence[int], random: np.random.Generator) -> np.ndarray:

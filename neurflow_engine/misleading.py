@@ -42,7 +42,7 @@ CLEARLY_ABOVE = 0.9  # AUC of a misleading group's strength, wrong images agains
 WORTHWHILE = 0.2  # of the wrong images, more than the control, that silencing a misleading group must bring back
 ENOUGH_WRONG = 12  # wrong images, for a half of them to tell anything
 LAYERS = 8  # that contrast groups are looked for in, about
-ROUNDS = 3  # of looking for another contrast group in what the first leaves wrong
+ROUNDS = 2  # of looking for another contrast group in what the first leaves wrong
 COST = 5.0  # recovered images that one lost clean image outweighs in the score
 _WRONG_PER_HALF, _RIGHT_PER_HALF, _CONTROL_IMAGES = 96, 192, 48
 _LEVELS = (0.5, 0.9, 0.98)  # quantiles of right images at which a damping may begin
@@ -78,7 +78,7 @@ class Candidate:
 
 def find_misleading(
     run: Run,
-    images_root: Path,
+    images_root: Path | Sequence[Path],
     workspace: Workspace,
     progress: Progress | None = None,
     device: str = "auto",
@@ -86,7 +86,7 @@ def find_misleading(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> DebugReport:
-    """Rank groups by how far they mislead the model on a folder of images; a finished report is found, not repeated.
+    """Rank groups by how far they mislead the model on a folder of images, or several together; a finished report is found, not repeated.
 
     Wrong images are those predicted as the target although they are of another class; clean images are those predicted right, of any
     class. Both are divided into two halves. On the first, each group of the circuit gets its best way of being silenced (zero, mean or
@@ -115,7 +115,7 @@ def find_misleading(
         predictions = evaluation.predictions
         if predictions["true"].isna().all():
             raise DataError(
-                f"No true class is known for the images in {images_root}, so wrong predictions cannot be told from right ones; "
+                f"No true class is known for the images in {image_set.root}, so wrong predictions cannot be told from right ones; "
                 f"put them into folders named after classes ({', '.join(classifier.class_names[:5])}, ...)."
             )
         with workspace.draft(folder, fingerprint) as draft, ExitStack() as stack:
@@ -246,7 +246,7 @@ class _Search:
         found: list[Candidate] = []
         left = self.halves.wrong[0]
         for number in range(ROUNDS):
-            if len(left) < ENOUGH_WRONG // 2 or len(self.halves.right_others(0)) < ENOUGH_WRONG:
+            if len(left) < (ENOUGH_WRONG if number else ENOUGH_WRONG // 2) or len(self.halves.right_others(0)) < ENOUGH_WRONG:
                 break
             best = self._best_direction(left, number)
             if best is None:
@@ -262,17 +262,7 @@ class _Search:
         """The direction, layer and level that undo most of the wrong images of the first half, by twofold cross-validation within it."""
         right = self.halves.right_others(0)
         folds = [(wrong[np.arange(len(wrong)) % 2 == fold], right[np.arange(len(right)) % 2 == fold]) for fold in (0, 1)]
-        tried: dict[tuple[str, str, float], float] = {}
-        with self.progress.stage(f"contrast {number + 1}" if number else "contrast", len(self.layers) * len(SCOPES)) as tick:
-            for layer in self.layers:
-                for scope in SCOPES:
-                    with suppress(LayerError):  # the network cannot be cut there
-                        for (fit_wrong, fit_right), (own_wrong, own_right) in (folds, folds[::-1]):
-                            damping = direction(self.trials, layer, scope, fit_wrong, fit_right, self.seed)
-                            for quantile in _LEVELS if damping is not None else ():
-                                value = self._value(at_level(self.trials, damping, fit_right, quantile), own_wrong, own_right)
-                                tried[layer, scope, quantile] = tried.get((layer, scope, quantile), 0.0) + value / 2
-                    tick.advance()
+        tried = self._crossed(folds, number)
         if not tried or max(tried.values()) <= 0:
             return None
         layer, scope, quantile = max(tried, key=tried.get)
@@ -286,25 +276,42 @@ class _Search:
             f"{layer}/contrast-{number + 1}", "contrast", "damping", damping, n_neurons, {"damping": self._outcome([damping], 0)}
         )
 
-    def _value(self, damping: Damping, wrong: np.ndarray, right_others: np.ndarray) -> float:
-        """``worth`` of a damping on some images of the first half; the target's own images are among those that may be lost."""
+    def _crossed(self, folds: list[tuple[np.ndarray, np.ndarray]], number: int) -> dict[tuple[str, str, float], float]:
+        """``worth`` of the direction of each layer, scope and level, each fitted on one fold (wrong, right) and measured on the other.
+
+        What a damping costs is measured only where it brings back enough to become the best.
+        """
+        gained: dict[tuple[str, str, float], list[tuple[Damping, np.ndarray, float]]] = {}
+        with self.progress.stage(f"contrast {number + 1}" if number else "contrast", len(self.layers) * len(SCOPES)) as tick:
+            for layer in self.layers:
+                for scope in SCOPES:
+                    with suppress(LayerError):  # the network cannot be cut there
+                        for (fit_wrong, fit_right), (own_wrong, own_right) in (folds, folds[::-1]):
+                            damping = direction(self.trials, layer, scope, fit_wrong, fit_right, self.seed)
+                            for quantile in _LEVELS if damping is not None else ():
+                                there = at_level(self.trials, damping, fit_right, quantile)
+                                back = self.trials.logits([there], own_wrong, tick=tick).argmax(1) == self.halves.true[own_wrong]
+                                gained.setdefault((layer, scope, quantile), []).append((there, own_right, float(back.mean())))
+                    tick.advance()
+        whole = {key: found for key, found in gained.items() if len(found) == len(folds)}
+        best, values = 0.0, {}
+        for key in sorted(whole, key=lambda key: -sum(recovered for *_, recovered in whole[key])):
+            if np.mean([recovered for *_, recovered in whole[key]]) <= best:
+                break
+            values[key] = float(np.mean([self._value(*found) for found in whole[key]]))
+            best = max(best, values[key])
+        return values
+
+    def _value(self, damping: Damping, right_others: np.ndarray, recovered: float) -> float:
+        """``worth`` of a damping on the first half; the target's own images are among those that may be lost."""
         of_target = self.halves.right[0][self.halves.true[self.halves.right[0]] == self.target]
-        true = self.halves.true
-        recovered = (self.trials.logits([damping], wrong).argmax(1) == true[wrong]).mean()
-        if recovered == 0:
-            return 0.0
         lost = [
-            (self.trials.logits([damping], rows).argmax(1) == true[rows]).mean() - 1 if len(rows) else 0.0
+            (self.trials.logits([damping], rows).argmax(1) == self.halves.true[rows]).mean() - 1 if len(rows) else 0.0
             for rows in (right_others, of_target)
         ]
         share = len(of_target) / max(1, len(self.halves.right[0]))
-        return worth(
-            {
-                "recovered": float(recovered),
-                "clean_accuracy_change": float((1 - share) * lost[0] + share * lost[1]),
-                "target_recall_change": float(lost[1]),
-            }
-        )
+        clean = (1 - share) * lost[0] + share * lost[1]
+        return worth({"recovered": recovered, "clean_accuracy_change": float(clean), "target_recall_change": float(lost[1])})
 
     # ------------------------------------------------------------ the test on the other half
 
