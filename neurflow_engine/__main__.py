@@ -27,15 +27,23 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from neurflow_engine import progress as progress_
 from neurflow_engine.catalogue import list_models
 from neurflow_engine.config import AnalysisConfig, ModelConfig, checked
 from neurflow_engine.errors import InputError, NeurflowError, WorkspaceError
 from neurflow_engine.files import write_atomically
+from neurflow_engine.images import absolute_folders
 from neurflow_engine.store import SCHEMA, DebugReport, Evaluation, Run, Workspace
 
+if TYPE_CHECKING:  # SQLAlchemy is loaded by those commands alone that read what people said
+    from neurflow_engine.verdicts import Verdict
+
 DONE, FAILED, BAD_INPUT = 0, 1, 2
+_OF_CIRCUIT = {"json": "json", "csv": "csv", "circuit-html": "html"}  # formats of export, and what report.py calls them
+_OF_GROUPS = ("fix", "ranking-csv", "fiftyone")
+_FORMATS = ("html", *_OF_CIRCUIT, *_OF_GROUPS)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,9 +135,9 @@ def _parser() -> argparse.ArgumentParser:
 
     debug = command("debug", _debug, "groups that mislead the model; with --mask, predictions before and after silencing them")
     debug.add_argument("run")
-    debug.add_argument("--images", type=Path, required=True, metavar="DIR")
+    debug.add_argument("--images", type=Path, required=True, nargs="+", metavar="DIR", help="several are looked at together")
     debug.add_argument("--mask", type=_names, metavar="G1,G2", help="groups to silence")
-    debug.add_argument("--report", metavar="ID", help="with --mask: the debug report whose groups are meant (default: the newest)")
+    _add_report_flag(debug)
     debug.add_argument("--draws", type=int, default=None, help="random neuron sets in the control")
     debug.add_argument("--seed", type=int, default=0)
     _add_machine_flags(debug)
@@ -141,14 +149,28 @@ def _parser() -> argparse.ArgumentParser:
     fidelity.add_argument("--seed", type=int, default=0)
     fidelity.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
 
-    export = command("export", _export, "a report to hand over")
+    preview = command("preview", _preview, "groups silenced on a whole folder: accuracy before and after, who is helped and who is hurt")
+    preview.add_argument("run")
+    preview.add_argument("--images", type=Path, required=True, nargs="+", metavar="DIR", help="several are looked at together")
+    preview.add_argument("--mask", type=_names, required=True, metavar="G1,G2", help="groups to silence")
+    _add_report_flag(preview)
+    _add_machine_flags(preview)
+
+    export = command("export", _export, "something to hand over: the circuit, a debug report, a fix, or images by presence of a group")
     export.add_argument("run")
-    export.add_argument("--format", choices=("json", "html", "csv"), required=True)
+    export.add_argument("--format", choices=_FORMATS, required=True, help="html: the debug report; without one, the circuit")
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
+    export.add_argument("--groups", "--group", type=_names, metavar="G1,G2", help="default: all misleading ones; of a ranking, the first")
+    _add_report_flag(export)
+    export.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
 
     demo = command("demo", _demo, "write the embedded demo images and analyse them")
     _add_machine_flags(demo)
     return parser
+
+
+def _add_report_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--report", metavar="ID", help="the debug report whose groups are meant (default: the newest)")
 
 
 def _add_method_flags(parser: argparse.ArgumentParser) -> None:
@@ -315,12 +337,40 @@ def _debug(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
 
 def _report_of(arguments, workspace: Workspace, run: Run) -> DebugReport | None:
     """The report that ``--report`` names, else the newest one of the run on the same images, else the newest; None where there is none."""
-    if getattr(arguments, "report", None):
-        return workspace.open_debug_report(arguments.report)
+    if arguments.report:
+        report = workspace.open_debug_report(arguments.report)
+        if report.json["run"] != run.id:
+            raise InputError(f"Debug report {report.id} is about run {report.json['run']}, not about {run.id}; name a report of this run.")
+        return report
     reports = workspace.debug_reports(run.id)
-    images = getattr(arguments, "images", None)
-    same = [report for report in reports if images and report.images_root == Path(images).absolute()]
+    folders = absolute_folders(getattr(arguments, "images", ()))
+    same = [report for report in reports if report.json.get("image_folders", [str(report.images_root)]) == folders]
     return next(iter([*same, *reports]), None)
+
+
+def _preview(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine.preview import preview
+
+    run = workspace.open_run(arguments.run)
+    report = _report_of(arguments, workspace, run)
+    found = preview(run, arguments.images, arguments.mask, workspace, progress, report, arguments.device, arguments.workers)
+    return found, _preview_text(found)
+
+
+def _preview_text(found: dict) -> str:
+    how = f"as debug report {found['report']} recommends" if found["report"] else "set to zero"
+    lines = [f"{', '.join(found['silenced'])} silenced, {how}", f"accuracy {_change(found['accuracy'])}"]
+    if found["unseen"] and found["unseen"]["n"]:
+        lines.append(f"  on images that the report did not choose on {_change(found['unseen'])}")
+    if found["worst_group"]:
+        before, after = ("{name} {accuracy:.3f} ({n} images)".format(**found["worst_group"][when]) for when in ("before", "after"))
+        lines.append(f"worst group {before} -> {after}")
+    lines.append(f"{len(found['helped'])} images helped, {len(found['hurt'])} hurt")
+    return "\n".join(lines)
+
+
+def _change(figures: dict) -> str:
+    return "{before:.3f} -> {after:.3f} (change {change:+.3f} [{low:+.3f}, {high:+.3f}], {n} images)".format(**figures)
 
 
 def _top1(row: dict) -> str:
@@ -336,8 +386,9 @@ def _report_text(report: dict) -> str:
         control = group["control_recovered"]
         lines.append(
             f"{'!' if group['misleading'] else ' '} {group['id']:<20} {group['silencing']:<8} recovered {group['recovered']:.2f} "
-            f"(random {control['mean']:.2f} [{control['low']:.2f}, {control['high']:.2f}], {group['draws']} draws) p {group['p_value']:.2g} "
-            f"clean accuracy {group['clean_accuracy_change']:+.3f} (class {group['target_recall_change']:+.3f}) AUC {group['auc']:.2f}"
+            f"(random {control['mean']:.2f} [{control['low']:.2f}, {control['high']:.2f}], {group['draws']} draws) "
+            f"p {group['p_value']:.2g} clean accuracy {group['clean_accuracy_change']:+.3f} "
+            f"(class {group['target_recall_change']:+.3f}) AUC {group['auc']:.2f}"
         )
     if not any(group["misleading"] for group in report["groups"]):
         lines.append("No group is clearly misleading.")
@@ -377,12 +428,97 @@ def _against(layer: dict, measure: str) -> str:
 
 
 def _export(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    run = workspace.open_run(arguments.run)
+    if arguments.groups is not None and arguments.format not in _OF_GROUPS:
+        raise InputError(f"--groups goes with --format {', '.join(_OF_GROUPS)}, not with {arguments.format}.")
+    if arguments.format in _OF_CIRCUIT:
+        return _export_circuit(arguments, workspace, run, _OF_CIRCUIT[arguments.format])
+    report = _report_of(arguments, workspace, run)
+    if arguments.format == "html":
+        if report is None:
+            print("The run has no debug report, so this is its circuit; run debug first for the other.", file=sys.stderr)
+            return _export_circuit(arguments, workspace, run, "html")
+        return _written(arguments.out, _debug_html(arguments, workspace, run, report), report)
+    if arguments.format == "fix":
+        return _export_fix(arguments, run, report)
+    return _export_ranking(arguments, run, report)
+
+
+def _export_circuit(arguments, workspace: Workspace, run: Run, format: str) -> tuple[dict, str]:
     from neurflow_engine.report import export
 
-    run = workspace.open_run(arguments.run)
-    content = export(run, arguments.format, _labels(workspace, run))
-    write_atomically(arguments.out.absolute(), content)
-    return {"schema": SCHEMA, "file": str(arguments.out), "bytes": len(content)}, f"wrote {arguments.out} ({len(content):,} bytes)"
+    return _written(arguments.out, export(run, format, _labels(workspace, run)))
+
+
+def _debug_html(arguments, workspace: Workspace, run: Run, report: DebugReport) -> bytes:
+    from neurflow_engine.debug_report import debug_html
+    from neurflow_engine.debugging import Debugger
+    from neurflow_engine.understanding import evidence
+
+    labels, verdicts = _labels(workspace, run), _verdicts(workspace, run, report)
+    preview = next((found for found in workspace.previews(run.id) if found["report"] == report.id), None)
+    return debug_html(run, report, labels, verdicts, evidence(Debugger(run, arguments.device, report)), preview)
+
+
+def _export_fix(arguments, run: Run, report: DebugReport | None) -> tuple[dict, str]:
+    from neurflow_engine.fix import write_fix
+    from neurflow_engine.silencer_file import TENSORS
+
+    groups = _groups_of(arguments, run, report)
+    write_fix(run, report, groups, arguments.out)
+    beside = arguments.out.with_suffix(TENSORS)
+    result = {"schema": SCHEMA, "file": str(arguments.out), "bytes": arguments.out.stat().st_size, "tensors": str(beside)}
+    return result | {"report": report and report.id, "groups": groups}, f"wrote {arguments.out} and {beside}: {', '.join(groups)} silenced"
+
+
+def _export_ranking(arguments, run: Run, report: DebugReport | None) -> tuple[dict, str]:
+    from neurflow_engine import ranking
+
+    if report is None:
+        raise InputError(f"Run {run.id} has no debug report that tells which images show a group; run debug first.")
+    group, *more = _groups_of(arguments, run, report)
+    if more and arguments.groups:
+        raise InputError(f"A ranking is about one group, --groups names {len(more) + 1}: {', '.join(arguments.groups)}.")
+    if arguments.format == "ranking-csv":
+        result, text = _written(arguments.out, ranking.ranking_csv(report, group), report)
+        return result | {"groups": [group]}, text
+    result, text = _written(arguments.out, ranking.fiftyone_csv(report, group), report)
+    snippet = ranking.fiftyone_snippet(str(arguments.out), group)
+    return result | {"groups": [group], "snippet": snippet}, f"{text}; in Python:\n{snippet}"
+
+
+def _groups_of(arguments, run: Run, report: DebugReport | None) -> list[str]:
+    """The groups that are named, else the misleading ones."""
+    if arguments.groups is not None:
+        if not arguments.groups:
+            raise InputError("--groups names no group; give group ids separated by commas.")
+        return list(dict.fromkeys(arguments.groups))
+    if report is None:
+        raise InputError(
+            f"Run {run.id} has no debug report that tells which groups mislead; run debug first, or name groups with --groups."
+        )
+    flagged = [group["id"] for group in report.json["groups"] if group["misleading"]]
+    if not flagged:
+        raise InputError(f"Debug report {report.id} calls no group misleading; name those that you mean with --groups.")
+    return flagged
+
+
+def _verdicts(workspace: Workspace, run: Run, report: DebugReport) -> dict[str, "Verdict"]:
+    """What people decided; as with names, a report without is worth more than none."""
+    from neurflow_engine.verdicts import VerdictStore
+
+    try:
+        with closing(VerdictStore.for_workspace(workspace.root)) as store:
+            return {group: verdict for group, verdict in store.for_run(run.id, report.id).items() if verdict.judgement}
+    except WorkspaceError as error:
+        print(f"The groups have no verdicts here. {error}", file=sys.stderr)
+        return {}
+
+
+def _written(out: Path, content: bytes, report: DebugReport | None = None) -> tuple[dict, str]:
+    write_atomically(out.absolute(), content)
+    result = {"schema": SCHEMA, "file": str(out), "bytes": len(content)} | ({"report": report.id} if report else {})
+    return result, f"wrote {out} ({len(content):,} bytes)"
 
 
 def _demo(arguments, workspace: Workspace, progress) -> tuple[dict, str]:

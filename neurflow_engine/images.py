@@ -10,6 +10,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -38,13 +39,16 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def scan(root: Path) -> ImageSet:
+def scan(root: Path | Sequence[Path]) -> ImageSet:
     """List the images below a folder: class folders on its first level, or none (a flat folder).
 
     Hidden files are passed over; links that lead out of the folder, and files that cannot be opened as an image, are listed
-    in ``skipped``. Damage behind a file's header shows when it is decoded, not here. Raises DataError when the folder cannot be
-    used or holds no image that can be opened.
+    in ``skipped``. Damage behind a file's header shows when it is decoded, not here. Several folders are one set: its root is the folder
+    that they have in common, and each has its own class folders. Raises DataError when a folder cannot be used or holds no image that can
+    be opened, or when one is given twice.
     """
+    if not isinstance(root, str | Path):
+        return scan(root[0]) if len(root) == 1 else _joined(root)
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"Data folder {root} {'is a file, not a folder' if root.exists() else 'does not exist'}.")
@@ -72,6 +76,30 @@ def scan(root: Path) -> ImageSet:
         skipped=tuple(sorted(skipped + linked, key=lambda file: file.path)),
         folders=tuple(sorted(folders - {None})),
         fingerprint=digest.hexdigest(),
+    )
+
+
+def absolute_folders(roots: Path | Sequence[Path]) -> list[str]:
+    """The folders of ``scan(roots)`` by names that hold wherever one stands, sorted."""
+    return sorted(os.path.abspath(root) for root in ([roots] if isinstance(roots, str | Path) else roots))
+
+
+def _joined(roots: Sequence[Path]) -> ImageSet:
+    """Several folders as one set."""
+    absolute = [Path(root) for root in absolute_folders(roots)]
+    for outer, inner in combinations(absolute, 2):  # sorted, so that a folder comes before those in it
+        if inner.is_relative_to(outer):
+            raise DataError(f"Data folder {inner} is given twice{'' if inner == outer else f': it lies in {outer}'}; name it once.")
+    common = Path(os.path.commonpath(absolute))
+    sets = [(root.relative_to(common).as_posix(), scan(root)) for root in absolute]
+    listed = [replace(image, path=f"{below}/{image.path}") for below, found in sets for image in found.images]
+    skipped = [replace(file, path=f"{below}/{file.path}") for below, found in sets for file in found.skipped]
+    return ImageSet(
+        root=str(common),
+        images=tuple(sorted(listed, key=lambda image: image.path)),
+        skipped=tuple(sorted(skipped, key=lambda file: file.path)),
+        folders=tuple(sorted({folder for _, found in sets for folder in found.folders})),
+        fingerprint=hashlib.sha256("".join(f"{below}\0{found.fingerprint}\0" for below, found in sets).encode()).hexdigest(),
     )
 
 

@@ -30,7 +30,7 @@ _DIGITS = 4
 
 def preview(
     run: Run,
-    images_root: Path,
+    images_root: Path | Sequence[Path],
     group_ids: Sequence[str],
     workspace: Workspace,
     progress: Progress | None = None,
