@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run")
     export.add_argument("--format", choices=_FORMATS, required=True, help="html: the debug report; without one, the circuit")
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
-    export.add_argument("--groups", "--group", type=_names, metavar="G1,G2", help="default: all misleading ones; of a ranking, the first")
+    export.add_argument("--groups", "--group", type=_names, metavar="G1,G2", help="default: the most misleading one")
     _add_report_flag(export)
     export.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
 
@@ -477,7 +477,7 @@ def _export_ranking(arguments, run: Run, report: DebugReport | None) -> tuple[di
     if report is None:
         raise InputError(f"Run {run.id} has no debug report that tells which images show a group; run debug first.")
     group, *more = _groups_of(arguments, run, report)
-    if more and arguments.groups:
+    if more:
         raise InputError(f"A ranking is about one group, --groups names {len(more) + 1}: {', '.join(arguments.groups)}.")
     if arguments.format == "ranking-csv":
         result, text = _written(arguments.out, ranking.ranking_csv(report, group), report)
@@ -488,19 +488,17 @@ def _export_ranking(arguments, run: Run, report: DebugReport | None) -> tuple[di
 
 
 def _groups_of(arguments, run: Run, report: DebugReport | None) -> list[str]:
-    """The groups that are named, else the misleading ones."""
+    """The groups that are named, else the most misleading one: others are often the same mark again, and all at once cost too much."""
     if arguments.groups is not None:
         if not arguments.groups:
             raise InputError("--groups names no group; give group ids separated by commas.")
         return list(dict.fromkeys(arguments.groups))
     if report is None:
-        raise InputError(
-            f"Run {run.id} has no debug report that tells which groups mislead; run debug first, or name groups with --groups."
-        )
+        raise InputError(f"Run {run.id} has no debug report that tells which groups mislead; run debug first, or name groups with --groups.")
     flagged = [group["id"] for group in report.json["groups"] if group["misleading"]]
     if not flagged:
         raise InputError(f"Debug report {report.id} calls no group misleading; name those that you mean with --groups.")
-    return flagged
+    return flagged[:1]
 
 
 def _verdicts(workspace: Workspace, run: Run, report: DebugReport) -> dict[str, "Verdict"]:
