@@ -494,7 +494,9 @@ def _groups_of(arguments, run: Run, report: DebugReport | None) -> list[str]:
             raise InputError("--groups names no group; give group ids separated by commas.")
         return list(dict.fromkeys(arguments.groups))
     if report is None:
-        raise InputError(f"Run {run.id} has no debug report that tells which groups mislead; run debug first, or name groups with --groups.")
+        raise InputError(
+            f"Run {run.id} has no debug report that tells which groups mislead; run debug first, or name groups with --groups."
+        )
     flagged = [group["id"] for group in report.json["groups"] if group["misleading"]]
     if not flagged:
         raise InputError(f"Debug report {report.id} calls no group misleading; name those that you mean with --groups.")
