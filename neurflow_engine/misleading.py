@@ -25,7 +25,7 @@ from neurflow_engine.debugging import Debugger, contrast_presence, run_order, wi
 from neurflow_engine.errors import DataError, LayerError
 from neurflow_engine.evaluation import evaluate
 from neurflow_engine.files import writing
-from neurflow_engine.images import match_classes, scan
+from neurflow_engine.images import absolute_folders, match_classes, scan
 from neurflow_engine.layers import Anatomy, examine, positions
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, Damping, Filling, ImageSet, Layer, NeuronGroup, Silencer
@@ -124,8 +124,8 @@ def find_misleading(
                 noise = torch.randn((2, channels, *size), generator=torch.Generator().manual_seed(0)).to(classifier.device)
                 stack.enter_context(folded(classifier, noise, intact=tuple(search.layers)))
                 report = search.report()
-                about = {"report": folder.name, "run": run.id, "images_root": str(Path(image_set.root).absolute()), "created": now()}
-                draft.publish(about | report)
+                about = {"report": folder.name, "run": run.id, "images_root": str(Path(image_set.root).absolute())}
+                draft.publish(about | {"image_folders": absolute_folders(images_root), "created": now()} | report)
     return DebugReport(folder)
 
 
