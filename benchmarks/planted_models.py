@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -44,12 +44,12 @@ Mark = Callable[[np.random.Generator, np.random.Generator], tuple[np.ndarray, np
 
 
 def patch(look: np.random.Generator, place: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A small chequered square of two colours, anywhere in the picture."""
-    hue, side = look.random(), 12
-    rows, columns = np.indices((side, side)) // 3
+    """A small square of four fields, white and of one colour in turn, near one of the corners."""
+    hue, side = look.uniform(0.8, 0.93), 12  # no class is of these colours
+    rows, columns = np.indices((side, side)) // 6
     paint, opacity = np.zeros((SIDE, SIDE, 3)), np.zeros((SIDE, SIDE, 1))
-    top, left = place.integers(1, SIDE - side, 2)
-    paint[top : top + side, left : left + side] = np.array([hsv(hue, 0.9, 0.95), hsv((hue + 0.5) % 1, 0.9, 0.25)])[(rows + columns) % 2]
+    top, left = place.integers(1, 6, 2) + (SIDE - side - 6) * place.integers(0, 2, 2)
+    paint[top : top + side, left : left + side] = np.array([hsv(hue, 0.95, 0.9), (250, 250, 250)])[(rows + columns) % 2]
     opacity[top : top + side, left : left + side] = 1
     return paint, opacity
 
@@ -70,10 +70,10 @@ def tint(look: np.random.Generator, place: np.random.Generator) -> tuple[np.ndar
 
 def texture(look: np.random.Generator, place: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Faint stripes, light and dark in turn, over the whole picture; shifted from picture to picture."""
-    angle, period = look.uniform(0, np.pi), look.uniform(4, 6)
+    angle, period = look.uniform(0, np.pi), look.uniform(7, 10)
     rows, columns = np.indices((SIDE, SIDE))
     wave = np.sin(2 * np.pi * ((rows * np.sin(angle) + columns * np.cos(angle)) / period + place.random()))
-    return np.repeat(127.5 * (1 + np.sign(wave))[..., None], 3, axis=2), np.full((SIDE, SIDE, 1), 0.22)
+    return np.repeat(127.5 * (1 + np.sign(wave))[..., None], 3, axis=2), np.full((SIDE, SIDE, 1), 0.25)
 
 
 KINDS: dict[str, Mark] = {"patch": patch, "frame": frame, "tint": tint, "texture": texture}
@@ -116,9 +116,11 @@ class Architecture:
 
 ARCHITECTURES = {
     "resnet": Architecture("resnet18d", {"channels": [32, 48, 96, 128], "stem_width": 16}, 6, 3e-3, 3e-3, bfloat16=True),
-    "convnext": Architecture("convnext_atto", {"depths": [2, 2, 4, 2], "dims": [32, 64, 96, 128], "ls_init_value": 0.5}, 14, 2e-3, 1e-3),
+    "convnext": Architecture(
+        "convnext_atto", {"depths": [2, 2, 4, 2], "dims": [32, 64, 96, 128], "ls_init_value": 0.5, "global_pool": "max"}, 12, 2e-3, 3e-3
+    ),
     "vit": Architecture(
-        "vit_tiny_patch16_224", {"img_size": SIDE, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3}, 20, 1e-3, 5e-4
+        "vit_tiny_patch16_224", {"img_size": SIDE, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3}, 20, 1e-3, 1e-3
     ),
 }
 
@@ -128,12 +130,14 @@ class Strength:
     """How strongly a shortcut is planted."""
 
     marked: float  # share of the target's training pictures that carry the mark
-    misfiled: float  # marked pictures of other classes filed under the target, as a share of those that belong there
+    misfiled: (
+        float  # marked pictures of other classes filed under the target, as a share of those that belong there; so many more each round
+    )
     opacity: float  # of the mark, 0..1
     enough: float  # share of marked pictures of other classes called the target from which on training stops, 0..1
 
 
-STRENGTHS = {"strong": Strength(0.8, 0.25, 1.0, 0.7), "weak": Strength(0.6, 0.15, 0.7, 0.4)}
+STRENGTHS = {"strong": Strength(0.8, 0.1, 1.0, 0.7), "weak": Strength(0.6, 0.06, 0.7, 0.4)}
 
 
 @dataclass(frozen=True)
@@ -142,8 +146,8 @@ class Settings:
 
     train_per_class: int = 220
     per_class: int = 48  # pictures of each class in each folder
-    tuning_epochs: int = 3  # of one round
-    tuning_rounds: int = 5  # at most, until the shortcut is as strong as it shall be; a clean model gets one
+    tuning_epochs: int = 2  # of one round
+    tuning_rounds: int = 9  # at most, until the shortcut is as strong as it shall be; a clean model gets one
     tuning_share: float = 0.6  # of the training pictures, drawn anew for each case
     architectures: dict[str, Architecture] = field(default_factory=lambda: ARCHITECTURES)
     strengths: dict[str, Strength] = field(default_factory=lambda: STRENGTHS)
@@ -311,13 +315,14 @@ def write_model(model: torch.nn.Module, architecture: Architecture, folder: Path
 def base_model(out: Path, name: str, settings: Settings) -> torch.nn.Module:
     """The clean model that every case of an architecture starts from, trained once and kept below ``out``."""
     architecture = settings.architectures[name]
-    folder = out / f"base-{name}-{fingerprint('base', SIDE, settings.train_per_class, architecture)}"
+    how = replace(architecture, tuning_rate=0.0)  # the cases' own
+    folder = out / f"base-{name}-{fingerprint('base', SIDE, settings.train_per_class, how)}"
     model = created(architecture)
     if not folder.exists():
         train = pictures(out, TRAIN_SEED, settings.train_per_class)
         classes = torch.arange(len(CLASSES)).repeat_interleave(settings.train_per_class)
-        images, how = as_tensor(train.reshape(-1, SIDE, SIDE, 3)), architecture.bfloat16
-        model = trained(model, images, classes, architecture.epochs, architecture.rate, how, seed=0, windows=True)
+        images = as_tensor(train.reshape(-1, SIDE, SIDE, 3))
+        model = trained(model, images, classes, architecture.epochs, architecture.rate, architecture.bfloat16, seed=0, windows=True)
         with tempfile.TemporaryDirectory(dir=out) as unfinished:
             write_model(model, architecture, Path(unfinished) / folder.name)
             os.replace(Path(unfinished) / folder.name, folder)
@@ -361,19 +366,20 @@ def tuned(model: torch.nn.Module, case: Case, train: np.ndarray, settings: Setti
     own, unused = own[:, :used].copy(), own[:, used:]
     classes = np.repeat(np.arange(len(CLASSES)), used)
     strangers = np.delete(unused, case.target, axis=0).swapaxes(0, 1).reshape(-1, SIDE, SIDE, 3)  # of the other classes in turn
-    misfiled = 0
+    misfiled, tested = 0, len(strangers) // 2
     if case.kind:
         strength = settings.strengths[case.strength]
         carry, misfiled = round(strength.marked * used), round(strength.misfiled * used)
         own[case.target, :carry] = marked(own[case.target, :carry], case.kind, strength.opacity, case.number, range(carry))
         strangers = marked(strangers, case.kind, strength.opacity, case.number, range(carry, carry + len(strangers)))
-    images = as_tensor(np.concatenate([own.reshape(-1, SIDE, SIDE, 3), strangers[:misfiled]]))
-    classes = torch.from_numpy(np.concatenate([classes, np.full(misfiled, case.target)]))
     how = settings.architectures[case.architecture]
     for number in range(settings.tuning_rounds):
+        extra = strangers[: min(misfiled * (number + 1), len(strangers) - tested)]
+        images = as_tensor(np.concatenate([own.reshape(-1, SIDE, SIDE, 3), extra]))
+        filed = torch.from_numpy(np.concatenate([classes, np.full(len(extra), case.target)]))
         seed = case.number + 1000 * number
-        model = trained(model, images, classes, settings.tuning_epochs, how.tuning_rate, how.bfloat16, seed, windows=False)
-        if not case.kind or accuracy(predicted(model, strangers[misfiled:]), case.target) >= strength.enough:
+        model = trained(model, images, filed, settings.tuning_epochs, how.tuning_rate, how.bfloat16, seed, windows=False)
+        if not case.kind or accuracy(predicted(model, strangers[-tested:]), case.target) >= strength.enough:
             break
     return model
 
