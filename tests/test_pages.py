@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import hand_made
+import hand_made_debug
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -378,21 +379,15 @@ class TestDebug:
         assert len(app.error) == 1
         assert not app.exception
 
-    def test_a_report_with_nothing_flagged_says_so_with_its_numbers(self, run):
-        group = {
-            "id": run.circuit.groups[1].id, "layer": run.circuit.groups[1].layer, "misleading": False, "score": 0.1, "p_value": 0.3,
-            "recovered": 0.2, "control_recovered": {"mean": 0.1, "low": 0.0, "high": 0.3}, "clean_accuracy_change": 0.0,
-            "false_alarm_rate": 0.0, "presence": [0.5],
-        }  # fmt: skip
-        image = {"path": "a.png", "true": "car", "predicted": run.circuit.target_name, "probability": 0.9}
-        report = {"report": "r", "run": run.id, "images_root": str(run.data_root), "created": "2026-01-01T00:00:00+00:00", "draws": 20,
-                  "n_wrong": 1, "n_clean": 5, "images": [image], "groups": [group]}  # fmt: skip
-        folder = cached.workspace().debug_folder("r")
-        folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(json.dumps(report))
+    def test_a_report_with_nothing_flagged_says_why_not_even_the_best(self, run):
+        hand_made_debug.report(run, run.data_root, cached.workspace())
+        report = cached.workspace().debug_reports(run.id)[0]
+        groups = [entry | {"misleading": False, "reason": "No more than random."} for entry in report.json["groups"]]
+        hand_made_debug.report(run, run.data_root, cached.workspace(), groups=groups)
         said = opened("debug", run=run.id).info[0].value.replace("\\", "")
         assert "No group is clearly misleading" in said
-        assert "20 % · random 10 % [0, 30]" in said
+        assert "71 % [64, 78] · random 2 % [0, 5]" in said
+        assert "No more than random." in said
 
 
 class TestLabels:

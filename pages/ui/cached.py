@@ -5,12 +5,14 @@ import io
 from pathlib import Path
 
 import streamlit as st
+from PIL import Image
 
 from neurflow_engine import catalogue
 from neurflow_engine.images import open_image
 from neurflow_engine.jobs import Jobs
 from neurflow_engine.labels import LabelStore
-from neurflow_engine.store import Evaluation, Run, Workspace
+from neurflow_engine.store import DebugReport, Evaluation, Run, Workspace
+from neurflow_engine.verdicts import VerdictStore
 from pages.ui import graph
 
 THUMBNAIL = 112  # pixels of the longer side of a picture in a gallery
@@ -29,6 +31,11 @@ def jobs() -> Jobs:
 def labels() -> LabelStore:
     """The labels of the workspace."""
     return _labels(str(workspace().root))
+
+
+def verdicts() -> VerdictStore:
+    """What people decided about groups in the workspace."""
+    return _verdicts(str(workspace().root))
 
 
 def run(run_id: str) -> Run:
@@ -51,6 +58,11 @@ def _labels(root: str) -> LabelStore:
     return LabelStore.for_workspace(root)
 
 
+@st.cache_resource
+def _verdicts(root: str) -> VerdictStore:
+    return VerdictStore.for_workspace(root)
+
+
 @st.cache_resource(max_entries=8)
 def _run(root: str, run_id: str) -> Run:
     return Workspace(root).open_run(run_id)
@@ -63,8 +75,7 @@ def _evaluation(root: str, evaluation_id: str) -> Evaluation:
 
 def fidelity(run_id: str) -> dict | None:
     """The newest report on whether a run is to be trusted."""
-    folder = workspace().root / "fidelity"
-    return _fidelity(str(workspace().root), run_id, folder.stat().st_mtime if folder.is_dir() else 0.0)
+    return _fidelity(str(workspace().root), run_id, _changed("fidelity"))
 
 
 @st.cache_data(max_entries=16)
@@ -110,20 +121,101 @@ def data_uri(image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-@st.cache_resource(max_entries=2, show_spinner="Loading the model …")
-def _debugger(root: str, run_id: str):
-    from neurflow_engine.debugging import Debugger  # brings torch: only when a person looks into an image
+def reports(run_id: str) -> list[DebugReport]:
+    """Debug reports of a run, newest first."""
+    return _reports(str(workspace().root), run_id, _changed("debug"))
 
-    return Debugger(Workspace(root).open_run(run_id))
+
+@st.cache_resource(max_entries=8)
+def _reports(root: str, run_id: str, changed: float) -> list[DebugReport]:
+    return Workspace(root).debug_reports(run_id)
+
+
+def previews(run_id: str) -> list[dict]:
+    """Fix previews of a run, newest first."""
+    return _previews(str(workspace().root), run_id, _changed("previews"))
+
+
+@st.cache_resource(max_entries=8)
+def _previews(root: str, run_id: str, changed: float) -> list[dict]:
+    return Workspace(root).previews(run_id)
+
+
+def _changed(kind: str) -> float:
+    """When something was last added to a part of the workspace."""
+    folder = workspace().root / kind
+    return folder.stat().st_mtime if folder.is_dir() else 0.0
+
+
+# looking into images: all of this loads the model, so torch comes in here and only when a person asks for it
+
+File = tuple[str, float]  # path and time of change of an image
+
+
+def file(path: Path) -> File:
+    """An image as a key: another content is another image."""
+    return str(path), path.stat().st_mtime
+
+
+def debugger(run_id: str, report_id: str | None):
+    """The loaded model of a run, with the groups of a report."""
+    return _debugger(str(workspace().root), run_id, report_id)
+
+
+@st.cache_resource(max_entries=2, show_spinner="Loading the model …")
+def _debugger(root: str, run_id: str, report_id: str | None):
+    from neurflow_engine.debugging import Debugger
+
+    here = Workspace(root)
+    return Debugger(here.open_run(run_id), report=here.open_debug_report(report_id) if report_id else None)
 
 
 @st.cache_data(max_entries=64, show_spinner="Looking for the groups in this image …")
-def inspection(root: str, run_id: str, path: str, changed: float):
+def inspection(run_id: str, report_id: str | None, image: File):
     """What the model sees in an image: top-5, presence and best patch of every group."""
-    return _debugger(root, run_id).inspect(Path(path))
+    return debugger(run_id, report_id).inspect(Path(image[0]))
 
 
-@st.cache_data(max_entries=64, show_spinner="Silencing, with 20 random controls …")
-def silencing(root: str, run_id: str, path: str, changed: float, groups: tuple[str, ...]):
-    """What the model says about an image with groups silenced, and with random neurons silenced instead."""
-    return _debugger(root, run_id).silence([Path(path)], list(groups))
+@st.cache_data(max_entries=64, show_spinner=False)
+def pixels(run_id: str, report_id: str | None, image: File) -> str:
+    """An image as the model sees it, as a data URI."""
+    return data_uri(Image.fromarray(inspection(run_id, report_id, image).pixels))
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def effect(run_id: str, report_id: str | None, images: tuple[File, ...], groups: tuple[str, ...]):
+    """The five most likely classes of images before and after silencing groups."""
+    own = debugger(run_id, report_id)
+    return own.effect([Path(path) for path, _ in images], own.silencers(groups))
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def control(run_id: str, report_id: str | None, images: tuple[File, ...], groups: tuple[str, ...], draws: int, seed: int = 0):
+    """What random neurons silenced instead would have done to images."""
+    own = debugger(run_id, report_id)
+    return own.control([Path(path) for path, _ in images], own.silencers(groups), draws, seed)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def heat(run_id: str, report_id: str | None, image: File, group_id: str):
+    """An image in grey with the places where a group fires."""
+    from neurflow_engine.understanding import heat_map, overlay
+
+    own = debugger(run_id, report_id)
+    return overlay(inspection(run_id, report_id, image).pixels, heat_map(own, Path(image[0]), group_id))
+
+
+@st.cache_data(max_entries=64, show_spinner="Following the answer down the circuit …")
+def blame(run_id: str, report_id: str | None, image: File, wrong: int, true: int):
+    """The routes that carry a wrong answer, beside those that carry the true one."""
+    from neurflow_engine.understanding import blame
+
+    return blame(debugger(run_id, report_id), Path(image[0]), wrong, true)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def nearest(run_id: str, report_id: str, path: str, group_id: str):
+    """Right images that show a group as an image of the report does."""
+    from neurflow_engine.understanding import nearest
+
+    return nearest(debugger(run_id, report_id).report, path, group_id)

@@ -47,6 +47,12 @@ def debug(run: Run, images: Path | str) -> Job:
     return _start("debug", f"Misleading groups of {run.circuit.target_name}", ["debug", run.id, "--images", str(images)])
 
 
+def preview(run: Run, images: Path | str, groups: Sequence[str], report_id: str | None) -> Job:
+    """Try a fix on a whole folder."""
+    command = ["preview", run.id, "--images", str(images), "--mask", ",".join(groups), *(["--report", report_id] if report_id else [])]
+    return _start("preview", f"Preview a fix of {run.circuit.target_name}", command)
+
+
 def fidelity(run: Run, refine: bool) -> Job:
     """Check whether a run is to be trusted."""
     return _start("fidelity", f"Check {run.circuit.target_name}", ["fidelity", run.id, *(["--refine"] if refine else [])])

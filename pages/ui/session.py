@@ -4,7 +4,7 @@ What a person would want to send to a colleague lives in the address (``?run=...
 so it is remembered here and put back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import streamlit as st
@@ -16,11 +16,12 @@ Value = TypeVar("Value")
 _KEPT = {
     "analyze": ("run", "evaluation", "target", "job"),
     "circuit": ("run", "group", "edge"),
-    "debug": ("run", "evaluation", "image", "silence", "job"),
+    "debug": ("run", "evaluation", "show", "image", "images", "silence", "fix", "job"),
     "labels": ("run", "group"),
 }
-_OF_A_RUN = ("group", "edge", "image", "silence")  # mean nothing in another run
-_ADDRESS, _NOTICE, _GRAPH, _SEEN = "address", "notice", "graph selection", "seen running"
+_OF_A_RUN = ("group", "edge", "show", "image", "images", "silence", "fix")  # mean nothing in another run
+_ADDRESS, _NOTICE, _GRAPH, _SEEN, _STEPS = "address", "notice", "graph selection", "seen running", "silenced before"
+_STEPS_KEPT = 50
 
 
 def restore(page: str) -> None:
@@ -61,6 +62,30 @@ def put(**parameters: str | None) -> None:
         else:
             kept.pop(name, None)
             st.query_params.pop(name, None)
+
+
+def silence(groups: Sequence[str]) -> None:
+    """Change which groups are silenced, so that it can be undone."""
+    st.session_state[_STEPS] = [*_steps(), (get("run"), get("silence"))][-_STEPS_KEPT:]
+    put(silence=",".join(groups) or None)
+
+
+def can_undo_silence() -> bool:
+    """Whether this tab changed which groups of the open run are silenced."""
+    return bool(_steps())
+
+
+def undo_silence() -> None:
+    """Go back to what was silenced before the last change."""
+    steps = _steps()
+    if steps:
+        put(silence=steps.pop()[1])
+        st.session_state[_STEPS] = steps
+
+
+def _steps() -> list[tuple[str | None, str | None]]:
+    """What was silenced before each change, oldest first; steps of another run are none of this one."""
+    return [step for step in st.session_state.get(_STEPS, []) if step[0] == get("run")]
 
 
 def open_run(run_id: str) -> None:

@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
@@ -51,6 +50,7 @@ _STYLE = f"""<style>
 .nf-grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px 8px; }}
 .nf-grid figure {{ margin: 0; }} .nf-grid img {{ width: 100%; border-radius: 6px; display: block; }}
 .nf-grid figcaption, .nf-small {{ font-size: .78rem; opacity: .75; line-height: 1.25; margin-top: 3px; overflow-wrap: anywhere; }}
+.nf-facts {{ display: flex; flex-wrap: wrap; gap: 10px 44px; }}
 .nf-name {{ font-size: 1.2rem; font-weight: 600; line-height: 1.3; overflow-wrap: anywhere; }}
 .nf-card {{ border: 1px solid color-mix(in srgb, currentColor 16%, transparent); border-radius: 10px; padding: .7rem .8rem; }}
 .nf-card b {{ font-weight: 600; overflow-wrap: anywhere; }}
@@ -158,6 +158,18 @@ def percent(share: float | None, digits: int = 0) -> str:
     return "–" if share is None or share != share else f"{100 * share:.{digits}f} %"
 
 
+def interval(low: float | None, high: float | None, digits: int = 0) -> str:
+    """An interval of shares as per cent, "" where there is none."""
+    return "" if low is None or high is None else f" [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+
+
+def points(change: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A change of a share in percentage points, with its interval."""
+    if change is None:
+        return "–"
+    return f"{100 * change:+.1f} points" + ("" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]")
+
+
 def duration(seconds: float) -> str:
     """Seconds in words."""
     if seconds < 90:
@@ -243,63 +255,20 @@ def patch_strip(run: Run, patch_ids: Sequence[int], size: int = 72, line: bool =
     return f'<div class="nf-strip{" nf-line" if line else ""}">{"".join(tiles)}</div>'
 
 
+def tiles(pictures: Sequence[tuple[str, str]], size: int = 72, line: bool = False) -> str:
+    """HTML of pictures (data URI or "" where there is none, what to say when pointed at)."""
+    shown = "".join(
+        f'<span class="nf-tile" tabindex="0" title="{escape(tip)}"><img src="{source}" width="{size}" height="{size}" '
+        f'style="object-fit:cover" alt="{escape(tip)}"></span>'
+        for source, tip in pictures
+        if source
+    )
+    return f'<div class="nf-strip{" nf-line" if line else ""}">{shown}</div>'
+
+
 def bar(share: float, colour: str = "#0F766E") -> str:
     """HTML of a thin bar; ``share`` in 0..1."""
     return f'<div class="nf-bar"><span style="width:{100 * min(1, max(0, share)):.0f}%;background:{colour}"></span></div>'
-
-
-@dataclass(frozen=True)
-class Pick:
-    """One picture of a gallery."""
-
-    id: str
-    source: str  # data URI
-    caption: str
-    note: str = ""
-    tone: str = ""  # "wrong" or "right": the colour of its edge
-
-
-_GALLERY = st.components.v2.component(
-    "neurflow_gallery",
-    html='<div class="grid" role="listbox"></div>',
-    css="""
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 8px; }
-button { all: unset; cursor: pointer; border-radius: 8px; padding: 3px; border: 2px solid transparent; box-sizing: border-box; min-width: 0;
-         font-family: var(--st-font); color: var(--st-text-color); }
-button:hover { background: var(--st-secondary-background-color); }
-button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 1px; }
-button[aria-selected="true"] { border-color: var(--st-primary-color); background: var(--st-secondary-background-color); }
-img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; display: block; }
-span { display: block; font-size: 12px; line-height: 1.25; margin-top: 3px; overflow: hidden; text-overflow: ellipsis;
-  white-space: nowrap; }
-small { display: block; font-size: 11px; opacity: .7; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.wrong span { color: #D55E00; font-weight: 600; }
-""",
-    js="""
-export default function({ data, parentElement, setStateValue }) {
-  const grid = parentElement.querySelector('.grid');
-  grid.replaceChildren(...data.picks.map(pick => {
-    const button = document.createElement('button');
-    button.setAttribute('role', 'option');
-    button.setAttribute('aria-selected', String(pick.id === data.selected));
-    button.className = pick.tone;
-    button.title = pick.caption + (pick.note ? ' · ' + pick.note : '') + '\\n' + pick.id;
-    const image = document.createElement('img');
-    image.src = pick.source; image.alt = pick.caption;
-    const caption = document.createElement('span'); caption.textContent = pick.caption;
-    const note = document.createElement('small'); note.textContent = pick.note;
-    button.append(image, caption, note);
-    button.onclick = () => setStateValue('picked', pick.id);
-    return button;
-  }));
-}""",
-)
-
-
-def gallery(picks: Sequence[Pick], selected: str | None, key: str, on_pick) -> None:
-    """Pictures to click; ``on_pick()`` runs before the page does, and finds the id with ``session.component(key, "picked")``."""
-    data = {"picks": [vars(pick) for pick in picks], "selected": selected}
-    _GALLERY(data=data, default={"picked": None}, on_picked_change=on_pick, key=key)
 
 
 # charts
