@@ -108,7 +108,8 @@ class _Spread:
     def __init__(self, centred: np.ndarray):
         """``centred``: (n, n_channels), of mean zero."""
         self._scale = centred.std(0) + 1e-6 * max(float(centred.std()), 1e-12)
-        self._factor = cho_factor(ledoit_wolf(centred / self._scale, assume_centered=True)[0])
+        covariance = ledoit_wolf(centred / self._scale, assume_centered=True)[0]
+        self._factor = cho_factor(covariance + 1e-6 * np.eye(len(covariance)))  # or neurons that never change could not be divided by
 
     def matched(self, layer: str, scope: str, pattern: np.ndarray) -> Damping | None:
         """The pattern with its matched filter; None where there is nothing to match."""

@@ -87,3 +87,26 @@ def demo_run(demo_config, demo_workspace):
     from neurflow_engine.pipeline import analyze
 
     return analyze(demo_config, demo_workspace)
+
+
+@pytest.fixture(scope="session")
+def misled_images(tmp_path_factory) -> Path:
+    """New pictures of five of the demo's classes; those named ``marked-...`` carry the sticker. Do not change it."""
+    from neurflow_engine import demo
+
+    root = tmp_path_factory.mktemp("misled") / "images"
+    for name in (demo.TARGET, "owl", "fish", "car", "train"):
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            demo.draw(name, number, seed=5)[0].save(root / name / f"plain-{number}.png", compress_level=1)
+        for number in range(8, 16 if name != demo.TARGET else 8):
+            demo.draw(name, number, seed=5, mark=True)[0].save(root / name / f"marked-{number}.png", compress_level=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def misled_report(demo_run, misled_images, demo_workspace):
+    """The debug report of ``demo_run`` on ``misled_images``."""
+    from neurflow_engine.misleading import find_misleading
+
+    return find_misleading(demo_run, misled_images, demo_workspace, device="cpu", workers=0, draws=40)
