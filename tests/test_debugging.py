@@ -1,73 +1,214 @@
-"""Debugging a run: what silencing does is what the intact network does with those neurons at zero, beside a matched control."""
+"""Debugging a run: what silencing does is what the intact network does with its layers changed, beside a matched random control."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from neurflow_engine.controls import interval
-from neurflow_engine.debugging import Debugger, _gain_p_value, _holm, find_misleading
-from neurflow_engine.errors import RunError
-from neurflow_engine.records import LOGITS
-from neurflow_engine.silencing import zeroed
+from neurflow_engine import demo
+from neurflow_engine.controls import interval, random_twins
+from neurflow_engine.debugging import Debugger, contrast_presence, grid, window_around
+from neurflow_engine.errors import DataError, RunError
+from neurflow_engine.records import LOGITS, Damping, Filling
 from neurflow_engine.store import Run
-from neurflow_engine.tracing import record
+from neurflow_engine.tracing import edited
+
+GROUPS = ("layer4/0", "layer4/1", "layer3/0", "layer2/0")
 
 
 @pytest.fixture(scope="module")
 def debugger(demo_run):
+    """Without a report."""
     return Debugger(demo_run, "cpu")
 
 
 @pytest.fixture(scope="module")
-def paths(demo_images):
-    return [demo_images / name / "000.png" for name in ("sailboat", "owl", "fish")]
+def informed(demo_run, misled_report):
+    """With a report."""
+    return Debugger(demo_run, "cpu", misled_report)
 
 
-class TestSilencing:
-    def test_a_replay_from_any_layer_equals_the_intact_network_with_the_same_neurons_silenced(self, debugger, paths):
-        images = debugger.load(paths)
-        intact = record(debugger.classifier, images, list(debugger.run.layers))
-        for name, layer in debugger.run.layers.items():
-            if name == LOGITS:
-                continue
-            neurons = debugger.circuit.groups_of(name)[0].neurons
-            expected = debugger.silenced_logits(images, {name: neurons})
-            with torch.no_grad():
-                replayed = debugger.from_layer(name)(zeroed(layer, intact[name], neurons))
-            torch.testing.assert_close(replayed, expected, rtol=1e-4, atol=1e-4)
-            assert not torch.allclose(expected, intact[LOGITS], atol=1e-2)
+@pytest.fixture(scope="module")
+def contrast(misled_report) -> str:
+    """A group that was not in the circuit."""
+    return next(group["id"] for group in misled_report.json["groups"] if group["kind"] == "contrast")
 
-    def test_the_logit_depends_on_the_last_layer_alone(self, debugger, paths):
-        images, layer = debugger.load(paths), debugger.run.layers["layer4"]
-        everything = debugger.silenced_logits(images, {"layer4": range(layer.n_channels)})
-        torch.testing.assert_close(everything, debugger.classifier.model.get_classifier().bias.expand(3, -1))
 
-    def test_groups_of_several_layers_are_silenced_together(self, debugger, paths):
-        ids = ["layer4/0", "layer4/1", "layer3/0"]
-        neurons = debugger.neurons_of(ids)
-        assert set(neurons) == {"layer4", "layer3"}
-        assert set(neurons["layer4"]) == {index for group in ids[:2] for index in debugger.circuit.group[group].neurons}
-        found = debugger.silence(paths, ids, draws=3, seed=0)
-        expected = debugger.silenced_logits(debugger.load(paths), neurons).softmax(1).max(1)
-        assert [row[0].index for row in found.after] == expected.indices.tolist()
-        assert [row[0].probability for row in found.after] == pytest.approx(expected.values.tolist(), abs=1e-6)
+@pytest.fixture(scope="module")
+def paths(misled_images):
+    return [misled_images / demo.TARGET / "plain-0.png", misled_images / "owl" / "marked-8.png", misled_images / "car" / "plain-1.png"]
 
-    def test_the_control_is_seeded_and_told_for_every_class_that_is_shown(self, debugger, paths):
-        one, again, other = (debugger.silence(paths, ["layer4/0"], draws=5, seed=seed) for seed in (0, 0, 1))
+
+def shown(logits: torch.Tensor) -> list[list[tuple[int, float]]]:
+    """The five classes of largest probability of each image, as ``Effect`` tells them."""
+    values, indices = logits.softmax(1).topk(5)
+    return [list(zip(*row, strict=True)) for row in zip(indices.tolist(), values.tolist(), strict=True)]
+
+
+def assert_shown(tops, logits: torch.Tensor) -> None:
+    for row, expected in zip(tops, shown(logits), strict=True):
+        assert [top.index for top in row] == [index for index, _ in expected]
+        assert [top.probability for top in row] == pytest.approx([value for _, value in expected], abs=1e-5)
+
+
+class TestSilencers:
+    def test_without_a_report_groups_of_a_layer_are_set_to_zero_together(self, debugger):
+        found = {silencer.layer: silencer for silencer in debugger.silencers(GROUPS)}
+        assert list(found) == ["layer4", "layer3", "layer2"]
+        neurons = {index for group in GROUPS[:2] for index in debugger.circuit.group[group].neurons}
+        assert found["layer4"] == Filling("layer4", tuple(sorted(neurons)), (0.0,) * len(neurons))
+
+    def test_a_report_says_how_each_group_is_silenced(self, informed, contrast, misled_report):
+        first = misled_report.json["groups"][0]["id"]
+        found = informed.silencers([first, contrast, first])
+        assert [silencer.layer for silencer in found] == [first.rpartition("/")[0], contrast.rpartition("/")[0]]
+        assert isinstance(found[1], Damping)
+        np.testing.assert_array_equal(found[1].filter, misled_report.silencer(contrast).filter)
+
+    def test_unknown_groups_bring_near_matches(self, debugger, informed, contrast):
+        with pytest.raises(RunError, match=r"has no group 'layer4/00' that can be silenced\. Did you mean .*layer4/0"):
+            debugger.silencers(["layer4/00"])
+        with pytest.raises(RunError, match=f"Did you mean .*{contrast}"):
+            informed.silencers([f"{contrast}0"])
+        with pytest.raises(RunError, match=f"has no group '{contrast}'"):
+            debugger.silencers([contrast])  # exists in a report only
+        with pytest.raises(RunError, match="has no group 'logits/0'"):
+            debugger.silencers(["logits/0"])
+
+
+class TestEffect:
+    @pytest.mark.parametrize("group", GROUPS)
+    def test_is_that_of_the_intact_network_with_its_neurons_at_zero(self, debugger, paths, group):
+        neurons = list(debugger.circuit.group[group].neurons)
+
+        def at_zero(output):
+            changed = output.clone()
+            changed[:, neurons] = 0
+            return changed
+
+        images, model = debugger.load(paths), debugger.classifier.model
+        with torch.no_grad():
+            before = model(images)
+            with edited(debugger.classifier, group.split("/")[0], at_zero):
+                after = model(images)
+        effect = debugger.effect(paths, debugger.silencers([group]))
+        assert_shown(effect.before, before)
+        assert_shown(effect.after, after)
+        assert not torch.allclose(before, after, atol=1e-2)
+        torch.testing.assert_close(debugger.logits(images, debugger.silencers([group])), after, rtol=1e-4, atol=1e-4)
+
+    def test_is_the_same_from_held_outputs_as_from_the_pixels(self, informed, paths, misled_report):
+        images = informed.load(paths)
+        for group in misled_report.json["groups"][:6]:
+            silencers = informed.silencers([group["id"]])
+            first, again = (informed.effect(paths, silencers) for _ in range(2))
+            assert first == again
+            assert_shown(first.after, informed.logits(images, silencers))
+
+    def test_of_groups_at_several_layers_is_that_of_all_together(self, informed, paths, contrast):
+        together = informed.silencers(["layer4/0", contrast, "layer2/0"])
+        images = informed.load(paths)
+        expected = informed.logits(images, together)
+        assert_shown(informed.effect(paths, together).after, expected)
+        assert_shown(informed.effect(paths, together[::-1]).after, expected)
+        for alone in together:
+            assert not torch.allclose(informed.logits(images, [alone]), expected, atol=1e-2)
+
+    def test_of_nothing_is_none(self, debugger, paths):
+        effect = debugger.effect(paths, ())
+        assert effect.before == effect.after
+
+    def test_of_all_neurons_below_the_logits_leaves_the_bias(self, debugger, paths):
+        n = debugger.layers["layer4"].n_channels
+        everything = Filling("layer4", tuple(range(n)), (0.0,) * n)
+        bias = debugger.classifier.model.get_classifier().bias
+        torch.testing.assert_close(debugger.logits(debugger.load(paths), [everything]), bias.expand(3, -1))
+
+    def test_is_that_of_the_file_as_it_is_now(self, debugger, paths, tmp_path):
+        path, silencers = tmp_path / "image.png", debugger.silencers(["layer4/0"])
+        shutil.copy2(paths[0], path)
+        assert debugger.effect([path], silencers) == debugger.effect(paths[:1], silencers)
+        shutil.copy2(paths[1], path)
+        assert debugger.effect([path], silencers) == debugger.effect(paths[1:2], silencers)
+        path.unlink()
+        with pytest.raises(DataError, match=r"image\.png cannot be read"):
+            debugger.effect([path], silencers)
+
+    def test_leaves_the_model_as_it_was(self, informed, paths, contrast):
+        images = informed.load(paths)
+        before = informed.classifier.model(images)
+        informed.control(paths, informed.silencers(["layer4/0", contrast]), draws=2)
+        assert torch.equal(informed.classifier.model(images), before)
+
+
+class TestControl:
+    def test_is_seeded_and_told_for_every_class_that_is_shown(self, debugger, paths):
+        silencers = debugger.silencers(["layer4/0"])
+        one, again, other = (debugger.control(paths, silencers, draws=5, seed=seed) for seed in (0, 0, 1))
         assert one == again
-        assert one.control != other.control
-        for before, after, control in zip(one.before, one.after, one.control, strict=True):
-            assert {row.index for row in control.classes} == {top.index for top in (*before, *after)}
-            assert all(0 <= row.low <= row.mean <= row.high <= 1 for row in control.classes)
+        assert one != other
+        effect = debugger.effect(paths, silencers)
+        for before, after, outcome in zip(effect.before, effect.after, one, strict=True):
+            assert {row.index for row in outcome.classes} == {top.index for top in (*before, *after)}
+            assert all(0 <= row.low <= row.mean <= row.high <= 1 for row in outcome.classes)
 
-    def test_the_model_is_as_before(self, debugger, paths):
-        images = debugger.load(paths)
-        before = debugger.classifier.model(images)
-        debugger.silence(paths, ["layer4/0", "layer2/0"], draws=2)
-        assert torch.equal(debugger.classifier.model(images), before)
+    def test_is_what_random_twins_of_all_silencers_do_together(self, informed, paths, contrast, misled_report):
+        silencers = informed.silencers(["layer3/0", contrast])
+        draws = 4
+        twins = [random_twins(silencer, misled_report.sample(silencer.layer), draws, seed=3) for silencer in silencers]
+        images = informed.load(paths)
+        expected = torch.stack([informed.logits(images, together) for together in zip(*twins, strict=True)]).softmax(2).numpy()
+        intact = informed.logits(images).argmax(1).numpy()
+        for image, outcome in enumerate(informed.control(paths, silencers, draws, seed=3)):
+            assert outcome.changed == (expected[:, image].argmax(1) != intact[image]).mean()
+            for row in outcome.classes:
+                assert row.mean == pytest.approx(expected[:, image, row.index].mean(), abs=1e-5)
+                assert row.high <= expected[:, image, row.index].max() + 1e-5
+
+
+class TestRandomTwins:
+    SAMPLE = np.random.default_rng(0).gamma(2.0, 1.0, (30, 40)).astype(np.float32)
+
+    @pytest.mark.parametrize("values", [(0.0, 0.0, 0.0), (1.0, 2.0, 0.0)], ids=["zero", "mean"])
+    def test_of_a_filling_fill_as_many_other_neurons_in_the_same_way(self, values):
+        filling = Filling("layer", (3, 5, 8), values)
+        twins = random_twins(filling, self.SAMPLE, 20, seed=0)
+        assert len(twins) == 20
+        for twin in twins:
+            assert len(set(twin.neurons)) == 3
+            assert not set(twin.neurons) & set(filling.neurons)
+            assert twin.values == pytest.approx(tuple(self.SAMPLE.mean(0)[list(twin.neurons)]) if any(values) else (0, 0, 0))
+        assert len({twin.neurons for twin in twins}) > 10
+        assert twins == random_twins(filling, self.SAMPLE, 20, seed=0) != random_twins(filling, self.SAMPLE, 20, seed=1)
+
+    def test_of_a_filling_take_neurons_that_are_about_as_active(self):
+        sample = np.tile(np.arange(100, dtype=np.float32), (4, 1))  # neuron n has mean activation n
+        for twin in random_twins(Filling("layer", (50,), (0.0,)), sample, 20, seed=0):
+            assert abs(twin.neurons[0] - 50) <= 5
+
+    def test_of_a_damping_take_as_much_in_another_direction_at_the_same_places(self):
+        random = np.random.default_rng(1)
+        damping = Damping("layer", random.normal(size=40).astype(np.float32), random.normal(size=40).astype(np.float32), 0.7, "position")
+        twins, again = (random_twins(damping, self.SAMPLE, 20, seed=0) for _ in range(2))
+        assert len(twins) == 20
+        for twin, same in zip(twins, again, strict=True):
+            assert (twin.layer, twin.level, twin.scope) == ("layer", 0.7, "position")
+            np.testing.assert_array_equal(twin.filter, damping.filter)
+            np.testing.assert_array_equal(twin.pattern, same.pattern)
+            assert np.linalg.norm(twin.pattern) == pytest.approx(np.linalg.norm(damping.pattern), rel=1e-4)
+            assert abs(twin.pattern @ damping.pattern) < 0.9 * np.linalg.norm(damping.pattern) ** 2
+        assert not np.allclose(twins[0].pattern, twins[1].pattern)
+        assert not np.allclose(twins[0].pattern, random_twins(replace(damping), self.SAMPLE, 20, seed=1)[0].pattern)
+
+    def test_of_a_damping_keep_to_what_varies_in_the_layer(self):
+        sample = self.SAMPLE.copy()
+        sample[:, 7] = 2.0  # never changes
+        direction = np.ones(40, np.float32)
+        for twin in random_twins(Damping("layer", direction, direction, 0.0, "image"), sample, 5, seed=0):
+            assert twin.pattern[7] == pytest.approx(0, abs=1e-5)
 
 
 class TestInspection:
@@ -80,7 +221,7 @@ class TestInspection:
             assert 0 <= left < right <= 128
             assert 0 <= top < bottom <= 128
         assert found.pixels.shape == (128, 128, 3)
-        assert found.top5[0].name == "sailboat"
+        assert found.top5[0].name == demo.TARGET
 
     def test_agrees_with_the_presence_in_a_batch(self, debugger, paths):
         together = debugger.presence(debugger.load(paths))
@@ -88,52 +229,34 @@ class TestInspection:
         for group, value in alone.items():
             assert together[group][1] == pytest.approx(value, rel=1e-3, abs=1e-5)
 
+    def test_with_a_report_tells_what_the_report_tells_of_all_its_groups(self, informed, paths, misled_images, misled_report):
+        place = {image["path"]: number for number, image in enumerate(misled_report.json["images"])}
+        for path in paths[:2]:
+            found = informed.inspect(path)
+            assert set(found.presence) == set(found.best_patch) == set(misled_report.groups)
+            number = place[path.relative_to(misled_images).as_posix()]
+            told = {name: group["presence"][number] for name, group in misled_report.groups.items()}
+            assert found.presence == pytest.approx(told, abs=2e-3)
 
-class TestReport:
-    @pytest.fixture(scope="class")
-    @staticmethod
-    def folder(demo_images, tmp_path_factory):
-        """Four of the demo's classes."""
-        root = tmp_path_factory.mktemp("four") / "images"
-        for name in ("sailboat", "owl", "fish", "car"):
-            shutil.copytree(demo_images / name, root / name)
-        return root
+    def test_a_contrast_group_is_strong_where_the_sticker_is_and_weak_without(self, informed, contrast, misled_images):
+        values = {
+            kind: [informed.inspect(misled_images / name / file).presence[contrast] for name in ("owl", "fish", "car", "train")]
+            for kind, file in (("marked", "marked-12.png"), ("plain", "plain-3.png"))
+        }
+        assert np.median(values["marked"]) > 0.5 > np.median(values["plain"])
 
-    @pytest.fixture(scope="class")
-    @staticmethod
-    def report(demo_run, folder, demo_workspace):
-        return find_misleading(demo_run, folder, demo_workspace, device="cpu", draws=3)
+    def test_presence_of_a_contrast_group_lies_between_its_usual_and_its_typical_level(self):
+        scores = np.array([-100.0, 1.0, 1.5, 2.0, 100.0])
+        assert contrast_presence(scores, usual=1.0, typical=2.0) == pytest.approx([0, 0.05, 0.5, 0.95, 1])
 
-    def test_counts_wrong_and_clean_images(self, report):
-        images = report["images"]
-        assert report["n_wrong"] == sum(image["predicted"] == "sailboat" != image["true"] for image in images) > 0
-        assert report["n_clean"] == sum(image["predicted"] == image["true"] for image in images)
 
-    def test_recovered_is_the_share_of_wrong_images_whose_true_class_comes_back(self, report, debugger, folder):
-        images, names = report["images"], list(debugger.classifier.class_names)
-        wrong = [image for image in images if image["predicted"] == "sailboat" != image["true"]]
-        clean = [image for image in images if image["predicted"] == image["true"]]
-        for entry in (report["groups"][0], report["groups"][-1]):
-            neurons = debugger.neurons_of([entry["id"]])
-            right = []
-            for rows in (wrong, clean):
-                logits = debugger.silenced_logits(debugger.load([folder / row["path"] for row in rows]), neurons)
-                right.append(np.mean([names[index] == row["true"] for index, row in zip(logits.argmax(1).tolist(), rows, strict=True)]))
-            assert entry["recovered"] == pytest.approx(right[0])
-            assert entry["clean_accuracy_change"] == pytest.approx(right[1] - 1)
-
-    def test_the_most_misleading_come_first_and_keep_to_their_definition(self, report):
-        groups = report["groups"]
-        assert [entry["misleading"] for entry in groups] == sorted((entry["misleading"] for entry in groups), reverse=True)
-        for entry in groups:
-            if entry["misleading"]:
-                assert entry["p_value"] < 0.05
-                assert entry["recovered"] > entry["control_recovered"]["high"]
-                assert entry["clean_accuracy_change"] >= -0.02
-                assert entry["presence_excess"] > 0
-
-    def test_is_found_when_it_was_made_before(self, report, demo_run, folder, demo_workspace):
-        assert find_misleading(demo_run, folder, demo_workspace, device="cpu", draws=3) == report
+def test_a_window_lies_around_its_position_and_within_the_image():
+    assert grid(12, (90, 120)) == (3, 4)
+    assert grid(7 * 7, (224, 224)) == (7, 7)
+    assert window_around(5, 12, (90, 120)) == (25, 30, 65, 60)  # row 1 of 3, column 1 of 4: its centre is at (45, 45)
+    assert window_around(0, 12, (90, 120)) == (0, 0, 40, 30)
+    assert window_around(11, 12, (90, 120)) == (80, 60, 120, 90)
+    assert window_around(0, 1, (90, 120)) == (40, 30, 80, 60)
 
 
 def test_a_run_of_a_model_that_has_changed_is_refused(demo_run, tmp_path):
@@ -145,19 +268,9 @@ def test_a_run_of_a_model_that_has_changed_is_refused(demo_run, tmp_path):
         Debugger(Run(tmp_path / "run"), "cpu")
 
 
-def test_p_values_are_corrected_for_their_number():
-    # Holm: 0.01 * 3, then 0.03 * 2, then 0.04 * 1, never below the one before
-    assert _holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx({"b": 0.03, "c": 0.06, "a": 0.06})
-    assert _holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
-
-
-def test_a_gain_is_tested_against_the_mean_of_its_control_on_one_side():
-    control = np.zeros((3, 8))
-    gains = np.arange(1.0, 9.0)
-    assert _gain_p_value(np.vstack([gains, control])) == pytest.approx(1 / 2**8)  # all 8 signs positive, exact
-    assert _gain_p_value(np.vstack([-gains, control])) == pytest.approx(1)
-    assert _gain_p_value(np.vstack([gains, control + gains])) == 1  # no better than the control
-    assert _gain_p_value(np.vstack([gains, control])[:, :4]) == 1  # too few images to tell
+def test_the_logits_are_no_layer_to_be_silenced(debugger):
+    assert LOGITS not in debugger.layers
+    assert LOGITS not in {group.layer for group in debugger.groups}
 
 
 def test_an_interval_is_the_mean_and_the_central_95_percent():
