@@ -25,7 +25,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.measuring import machine, table
-from benchmarks.planted_models import ARCHITECTURES, KINDS, STRENGTHS, Case, all_cases, fingerprint, make
+from benchmarks.planted_models import ARCHITECTURES, CLEAN, KINDS, STRENGTHS, Case, all_cases, fingerprint, make
 from neurflow_engine.config import AnalysisConfig, ModelConfig
 from neurflow_engine.debugging import Debugger
 from neurflow_engine.misleading import find_misleading
@@ -231,7 +231,7 @@ def chosen(kinds: Sequence[str], architectures: Sequence[str], strengths: Sequen
     """The cases to look at; by default as many clean models as planted ones, spread over the architectures."""
     cases = all_cases([name for name in ARCHITECTURES if name in architectures])
     planted = [case for case in cases if case.kind in kinds and case.strength in strengths]
-    clean = sorted((case for case in cases if not case.kind), key=lambda case: case.number % 8)
+    clean = sorted((case for case in cases if not case.kind), key=lambda case: (case.number - CLEAN) % 8)
     wanted = {*planted, *clean[: len(planted) if n_clean is None else n_clean]}
     return [case for case in cases if case in wanted]
 
