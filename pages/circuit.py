@@ -20,7 +20,7 @@ STRONGEST = 6  # inputs and outputs in the panel
 
 
 def select(node: str | None = None, edge: str | None = None) -> None:
-    session.put(group=node, edge=edge)
+    session.put(group=node, edge=edge, route=None)
 
 
 def clicked(run: Run) -> None:
@@ -34,6 +34,12 @@ def clicked(run: Run) -> None:
     else:
         select()
     session.clicked_in_graph()
+
+
+def route(run: Run) -> list[str]:
+    """The groups of a blame path that is to be highlighted, up to the logit's."""
+    groups = [group for group in (session.get("route") or "").split(",") if group in run.circuit.group]
+    return [*groups, f"{LOGITS}/0"] if groups and groups[-1] == session.get("group") else []  # else another group was opened since
 
 
 def toolbar(run: Run, labels: dict[str, Label], limit: int) -> tuple[float, list[NeuronGroup]]:
@@ -353,7 +359,7 @@ def circuit_page(run: Run) -> None:
             pictures = {group: cached.collage(run.id, group, badges.get(group, "")) for group in drawing.groups}
             doubted = doubts(report)
             page = graph.html(drawing, names, hints, pictures, stability, doubted)
-            selection = {"node": session.get("group"), "edge": session.get("edge")}
+            selection = {"node": session.get("group"), "edge": session.get("edge"), "route": route(run)}
             graph.show(page, run.id, session.shown_in_graph(graph.fingerprint(page), selection), "graph", lambda: clicked(run))
             legend(run.circuit, drawing, stability, doubted)
             downloads(run, labels, lambda: graph.svg(drawing, names, pictures, stability, doubted))

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from neurflow_engine.fidelity import EXPLANATIONS
 from neurflow_engine.labels import LabelStore
+from neurflow_engine.preview import preview
 from neurflow_engine.records import LOGITS, Circuit, Edge, NeuronGroup
 from pages.ui import cached, graph, show, trust
 
@@ -388,6 +389,93 @@ class TestDebug:
         assert "No group is clearly misleading" in said
         assert "71 % [64, 78] · random 2 % [0, 5]" in said
         assert "No more than random." in said
+
+    @pytest.fixture
+    def report(self, run):
+        return hand_made_debug.report(run, run.data_root, cached.workspace())
+
+    def test_a_flagged_group_comes_with_its_figures_each_beside_its_control_or_interval(self, run, report):
+        app = opened("debug", run=run.id)
+        said = re.sub("<[^>]+>", "", written(app))
+        for figure in (
+            f"brings back 71 % [64, 78] · random 2 % [0, 5] of {report.json['n_reported']} wrong images",
+            "clean accuracy -0.2 points [-0.8, +0.3]",
+            "at best 84 % [79, 88] can come back",
+        ):
+            assert figure in said
+        (table,) = (frame.value for frame in app.dataframe if "recovered · random control" in frame.value)
+        assert list(table["group"]) == list(report.groups)
+        assert table["recovered · random control"][1] == "3 % [1, 9] · random 2 % [0, 5]"
+
+    def test_a_name_given_by_people_stays_text_on_a_flag(self, run, report):
+        groups = [entry | {"misleading": True} for entry in report.json["groups"]]
+        hand_made_debug.report(run, run.data_root, cached.workspace(), groups=groups)
+        cached.labels().edit(run.id, hand_made_debug.CIRCUIT, EVIL[:100], "ana", 0)
+        cached.verdicts().give(run.id, hand_made_debug.CIRCUIT, "spurious", EVIL[:50], 0, EVIL[:100], report.id)
+        app = opened("debug", run=run.id, silence=hand_made_debug.CIRCUIT)
+        bodies = " ".join(block.proto.body for block in app.get("html"))
+        assert "<img src=x" not in bodies
+        assert bodies.count("&lt;img src=x") >= 3
+
+    def test_silencing_with_no_image_picked_is_tried_on_all_that_are_shown_and_can_be_undone(self, run, report):
+        app = opened("debug", run=run.id)
+        app.button(key=f"flagged_{hand_made_debug.CONTRAST}").click().run()
+        assert in_address(app, "silence") == hand_made_debug.CONTRAST
+        assert re.search(r"<b>\d+ of (\d+)</b> wrong images come back: \d+ % \[\d+, \d+\]", written(app))
+        assert re.search(r"random neurons change \d+ % of the answers \(20 draws\)", written(app))
+        (table,) = (frame.value for frame in app.dataframe if "random control" in frame.value)
+        assert table["random control"].str.fullmatch(r"\d+ % change").all()
+        assert set(table[""]) <= {"✓ comes back", "still wrong"}
+        app.button(key="silence_nothing").click().run()
+        assert in_address(app, "silence") is None
+        app.button(key="undo_silence").click().run()
+        assert in_address(app, "silence") == hand_made_debug.CONTRAST
+        app.button(key="undo_silence").click().run()
+        assert in_address(app, "silence") is None
+        assert "undo_silence" not in {button.key for button in app.button}
+
+    def test_several_images_are_looked_at_together(self, run, report):
+        app = opened("debug", run=run.id, images="0,3,999999,x")
+        (table,) = (frame.value for frame in app.dataframe if "before" in frame.value)
+        assert len(table) == 2
+        assert not app.error
+
+    @pytest.mark.parametrize("cell", ["1-999", "x-1", "-", "1-2-3"])
+    def test_a_link_to_a_cell_that_is_not_there_shows_the_wrong_images(self, run, cell):
+        app = opened("debug", run=run.id, show=cell)
+        assert in_address(app, "show") == cell
+        assert not app.error
+        assert "Taken for the class" in str(app.get("button_group")[0].proto)
+
+    def test_a_verdict_is_remembered_with_who_gave_it_and_taken_back(self, run, report):
+        group = hand_made_debug.CONTRAST
+        app = opened("debug", run=run.id)
+        app.text_input(key=f"author_{group}").set_value("ana").run()
+        app.button(key=f"judge_spurious_{group}").click().run()
+        given = cached.verdicts().get(run.id, group, report.id)
+        assert (given.judgement, given.author) == ("spurious", "ana")
+        assert "spurious, said ana just now" in written(app)
+        app.button(key=f"judge_undo_{group}").click().run()
+        assert cached.verdicts().get(run.id, group, report.id).judgement is None
+
+    def test_a_preview_shows_accuracy_before_and_after_with_intervals(self, run, report):
+        found = preview(run, run.data_root, [hand_made_debug.CONTRAST], cached.workspace(), report=report, device="cpu", workers=0)
+        said = written(opened("debug", run=run.id, fix=hand_made_debug.CONTRAST))
+        assert re.search(r"\d+\.\d % → \d+\.\d % \([+-]\d+\.\d points \[[+-]\d+\.\d, [+-]\d+\.\d\]\)", said)
+        assert f"{len(found['helped'])} helped" in re.sub("<[^>]+>", "", said)
+
+    def test_a_fix_without_a_preview_offers_to_make_it(self, run, report):
+        app = opened("debug", run=run.id, fix=hand_made_debug.CIRCUIT)
+        assert "make_preview" in {button.key for button in app.button}
+
+    def test_a_blame_path_has_shares_and_its_own_check(self, run, report):
+        wrong = next(image for image in run.circuit.images if image.true != run.circuit.target_index)
+        app = opened("debug", run=run.id, image=wrong.path)
+        app.segmented_control(key="view").set_value("Blame path").run()
+        assert not app.error
+        said = re.sub("<[^>]+>", "", written(app))
+        assert re.search(r"wrong \d+ % · true \d+ %", said)
+        assert any("integrated gradients; they miss" in caption.value for caption in app.caption)
 
 
 class TestLabels:

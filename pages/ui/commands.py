@@ -42,14 +42,14 @@ def demo() -> Job:
     return _start("demo", "Analyse the demo", ["demo"])
 
 
-def debug(run: Run, images: Path | str) -> Job:
-    """Look for the groups of a run that mislead the model on a folder."""
-    return _start("debug", f"Misleading groups of {run.circuit.target_name}", ["debug", run.id, "--images", str(images)])
+def debug(run: Run, folders: Sequence[str]) -> Job:
+    """Look for the groups of a run that mislead the model on folders, taken together."""
+    return _start("debug", f"Misleading groups of {run.circuit.target_name}", ["debug", run.id, "--images", *folders])
 
 
-def preview(run: Run, images: Path | str, groups: Sequence[str], report_id: str | None) -> Job:
-    """Try a fix on a whole folder."""
-    command = ["preview", run.id, "--images", str(images), "--mask", ",".join(groups), *(["--report", report_id] if report_id else [])]
+def preview(run: Run, folders: Sequence[str], groups: Sequence[str], report_id: str | None) -> Job:
+    """Try a fix on all images of folders, taken together."""
+    command = ["preview", run.id, "--images", *folders, "--mask", ",".join(groups), *(["--report", report_id] if report_id else [])]
     return _start("preview", f"Preview a fix of {run.circuit.target_name}", command)
 
 

@@ -52,7 +52,7 @@ def one_image(scene: Scene, path: Path) -> Later:
         switchboard(scene)
         if not scene.silenced:
             rows = pd.DataFrame({"name": [top.name for top in seen.top5], "before": [top.probability for top in seen.top5]})
-            st.html(f'<div class="nf-name">{escape(seen.top5[0].name)} {show.percent(seen.top5[0].probability)}{truth(scene, path)}</div>')
+            st.html(f'<div class="nf-name">{escape(seen.top5[0].name)} {show.percent(seen.top5[0].probability)}</div>{truth(scene, path)}')
             st.altair_chart(show.before_after(rows))
             st.caption("The five most likely classes. Silence a group to see what the model says without it.")
             return nothing
@@ -61,8 +61,8 @@ def one_image(scene: Scene, path: Path) -> Later:
         change = "stays" if after[0].index == before[0].index else "becomes"
         st.html(
             f'<div class="nf-name nf-answer">{escape(before[0].name)} {show.percent(before[0].probability)} '
-            f'<span style="opacity:.6">{change}</span> {escape(after[0].name)} {show.percent(after[0].probability)}'
-            f"{truth(scene, path)}</div>"
+            f'<span style="opacity:.6">{change}</span> {escape(after[0].name)} {show.percent(after[0].probability)}</div>'
+            f"{truth(scene, path)}"
         )
         chart, table, words = st.empty(), st.empty(), st.empty()
     draw(chart, table, words, before, after, None)

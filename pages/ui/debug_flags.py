@@ -17,7 +17,9 @@ def newest_report(run: Run, evaluation: Evaluation | None) -> DebugReport | None
     """The newest report on the images that are shown."""
     if evaluation is None:
         return None
-    return next((one for one in cached.reports(run.id) if one.images_root == evaluation.data_root), None)
+    known = set(evaluation.predictions["path"])  # several folders looked at together may have the same root as others
+    reports = [one for one in cached.reports(run.id) if one.images_root == evaluation.data_root]
+    return next((one for one in reports if known.issuperset(image["path"] for image in one.json["images"])), None)
 
 
 def banner(scene: Scene) -> None:
@@ -40,7 +42,7 @@ def banner(scene: Scene) -> None:
             f"{found['n_wrong']} images are wrongly taken for {scene.run.circuit.target_name}: groups and their silencers were found on "
             f"{chosen}, all figures are of {found['n_reported']} others"
         )
-    words.append(f"intervals 95 %, random: {found['draws']} draws of as many neurons, about as active")
+    words.append(f"Intervals 95 %; random: {found['draws']} draws of as many neurons, about as active")
     st.caption(show.plain(". ".join(words) + "."))
 
 
@@ -61,7 +63,7 @@ def find(scene: Scene) -> None:
         )
         st.button(
             "Find misleading groups", key="find_misleading", type="primary", disabled=bool(job and job.running),
-            on_click=session.quietly(lambda: commands.debug(scene.run, scene.evaluation.data_root)),
+            on_click=session.quietly(lambda: commands.debug(scene.run, scene.folders)),
         )  # fmt: skip
     if job and job.running:
         st.caption("Looking for them: the progress is in the sidebar. The rest of this page can be used meanwhile.")
@@ -91,13 +93,13 @@ def flag(scene: Scene, group: str) -> None:
     on, number = group in scene.silenced, scene.flagged.index(group)
     at_best = f" · at best {show.percent(ceiling['mean'])}{show.interval(ceiling['low'], ceiling['high'])} can come back" if ceiling else ""
     with st.container(border=True, key=f"flag_{number}"):
-        words, buttons = show.split(f"flag_{number}", [7, 3], "center")
+        words, buttons = show.split(f"flag_{number}", [5, 2], "center")
         words.html(
-            f'<div class="nf-row">{scene.strip(group, 4, 52)}<div class="nf-words" style="min-width:260px">'
+            f'<div class="nf-row">{scene.strip(group, 4, 52)}<div class="nf-words nf-flag">'
             f'<span style="color:{show.ADDS};font-weight:600">Misleading</span> <b>“{escape(scene.name(group))}”</b> '
             f"({escape(entry['layer'])}, {entry['n_neurons']} neurons, {WAYS[entry['silencing']]}) brings back "
             f"<b>{escape(recovered(entry))}</b> of {scene.report.json['n_reported']} wrong images · clean accuracy {escape(cost(entry))}"
-            f"{escape(at_best)}</div></div>"
+            f"{escape(at_best)}{_judged(scene.verdicts.get(group))}</div></div>"
         )
         with buttons, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
             st.button(
@@ -111,11 +113,20 @@ def flag(scene: Scene, group: str) -> None:
             verdict(scene, group)
 
 
+def _judged(given: Verdict | None) -> str:
+    """HTML of who decided what about a group, and when."""
+    if given is None or given.judgement is None:
+        return ""
+    note = f" ({given.note})" if given.note else ""
+    said = f"{given.judgement.value}, said {given.author} {show.age(given.updated)}{note}"
+    return f'<div class="nf-small">{escape(said)}</div>'
+
+
 def preview(scene: Scene, groups: tuple[str, ...]) -> None:
     """Open the preview of a fix; make it where there is none yet."""
     session.put(fix=",".join(groups))
     if preview_of(scene, groups) is None:
-        commands.preview(scene.run, scene.evaluation.data_root, groups, scene.report_id)
+        commands.preview(scene.run, scene.folders, groups, scene.report_id)
 
 
 def preview_of(scene: Scene, groups: tuple[str, ...]) -> dict | None:

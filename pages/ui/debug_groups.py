@@ -41,7 +41,7 @@ def presence(scene: Scene, path: Path) -> None:
             on, share = group in scene.silenced, seen.presence[group]
             mark = f' <span style="color:{show.ADDS}">misleading</span>' if group in scene.flagged else ""
             row = (
-                f'<div class="nf-row">{show.boxed(source, seen.best_patch[group], (width, height), 72)}{scene.strip(group, 4)}'
+                f'<div class="nf-row">{show.boxed(source, seen.best_patch[group], (width, height), 56)}{scene.strip(group, 3, 48)}'
                 f'<div class="nf-words"><b>{escape(scene.name(group))}</b>{mark}'
                 f'<div class="nf-small">{escape(scene.about(group))}</div>{show.bar(share)}'
                 f'<div class="nf-small">presence {share:.2f}{usual(scene, group)}</div></div></div>'
@@ -101,14 +101,8 @@ def blame(scene: Scene, path: Path) -> None:
             for number, route in enumerate(routes):
                 with st.container(border=True, key=f"route_{side}_{number}"):
                     st.html(_route(scene, route, found.contributions, 0 if side == "wrong" else 1))
-                    st.button(
-                        "Show in the circuit", key=f"route_{side}_{number}_open", type="tertiary",
-                        on_click=session.set_value, args=("go_route", route.groups),
-                    )  # fmt: skip
-    if session.value("go_route"):
-        route = session.value("go_route")
-        session.set_value("go_route", None)
-        session.go("circuit", group=route[-1], edge=None, route=",".join(route))
+                    if st.button("Show in the circuit", key=f"open_route_{side}_{number}", type="tertiary"):
+                        session.go("circuit", group=route.groups[-1], edge=None, route=",".join(route.groups))
     st.caption(
         f"Share: of what speaks for the answer in the deepest layer, the part that takes this route. Logits: what the group itself "
         f"contributes (integrated gradients; they miss {show.percent(found.gap, 1)} of the logit where they miss most)."
@@ -159,19 +153,19 @@ def table(scene: Scene) -> None:
             {
                 "patches": scene.collage(entry["id"]),
                 "group": scene.name(entry["id"]),
+                "misleading": "yes" if entry["misleading"] else "no",
                 "silence": entry["id"] in scene.silenced,
                 "recovered · random control": recovered(entry),
-                "p (corrected)": entry["p_value"],
                 "clean accuracy": cost(entry),
+                "p": "–" if entry["p_value"] is None else f"{entry['p_value']:.2g}",
                 "on wrong": wrong,
                 "on right": right,
                 "false alarms": entry["false_alarm_rate"],
                 "AUC": entry["auc"],
+                "why it is misleading, or not": entry["reason"],
                 "layer": entry["layer"],
                 "kind": entry["kind"],
                 "silenced by": WAYS[entry["silencing"]],
-                "misleading": "yes" if entry["misleading"] else "no",
-                "why": entry["reason"],
             }
         )
     if not rows:
@@ -191,7 +185,8 @@ def table(scene: Scene) -> None:
         column_config={
             "patches": st.column_config.ImageColumn("", width="small"),
             "silence": st.column_config.CheckboxColumn(width="small"),
-            "p (corrected)": st.column_config.NumberColumn(format="%.2g", width="small"),
+            "misleading": st.column_config.TextColumn(width="small"),
+            "p": st.column_config.TextColumn(width="small", help="corrected for the number of groups"),
             "on wrong": st.column_config.ProgressColumn(help="mean presence on images wrongly taken for the class", **share),
             "on right": st.column_config.ProgressColumn(help="mean presence on images predicted right", **share),
             "false alarms": st.column_config.NumberColumn(
@@ -200,11 +195,11 @@ def table(scene: Scene) -> None:
             "AUC": st.column_config.NumberColumn(
                 format="%.2f", width="small", help="how well presence tells wrong from right images: 0.5 is chance"
             ),
-            "why": st.column_config.TextColumn(width="large"),
+            "why it is misleading, or not": st.column_config.TextColumn(width="large"),
         },
     )  # fmt: skip
     st.caption(
         f"By score: recovered above the control, less what it costs. Recovered: share of {scene.report.json['n_reported']} images wrongly "
         f"taken for the class whose true class comes back, with its 95 % interval; beside it the same for random neurons (mean and 95 % of "
-        "the draws). p: Wilcoxon signed-rank test against the control, corrected for the number of groups."
+        "the draws). p: Wilcoxon signed-rank test against the control, corrected for the number of groups (Holm)."
     )

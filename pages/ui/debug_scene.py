@@ -34,6 +34,12 @@ class Scene:
     def report_id(self) -> str | None:
         return self.report.id if self.report else None
 
+    @property
+    def folders(self) -> list[str]:
+        """The folders that the images shown lie in."""
+        root = [str(self.evaluation.data_root)]
+        return self.report.json.get("image_folders", root) if self.report else root
+
     @cached_property
     def groups(self) -> dict[str, str]:
         """The layer of every group that can be silenced, by id: those of the report by score, then the rest of the circuit."""

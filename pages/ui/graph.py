@@ -259,7 +259,13 @@ _BRIDGE = """<script>
     const { kind } = event.data;
     if (kind === 'circuit-highlight') {
       network.unselectAll();
-      if (event.data.node && nodes.get(event.data.node)) network.selectNodes([event.data.node]);
+      const route = event.data.route || [];
+      if (route.length) {
+        const lines = route.slice(1).map((target, step) => route[step] + '>' + target);
+        network.setSelection({ nodes: route.filter(id => nodes.get(id)), edges: lines.filter(id => edges.get(id)) },
+                             { highlightEdges: false });
+      }
+      else if (event.data.node && nodes.get(event.data.node)) network.selectNodes([event.data.node]);
       else if (event.data.edge && edges.get(event.data.edge)) network.selectEdges([event.data.edge]);
     }
     if (kind === 'circuit-theme') {

@@ -15,11 +15,11 @@ Value = TypeVar("Value")
 # parameters of the address by page
 _KEPT = {
     "analyze": ("run", "evaluation", "target", "job"),
-    "circuit": ("run", "group", "edge"),
+    "circuit": ("run", "group", "edge", "route"),
     "debug": ("run", "evaluation", "show", "image", "images", "silence", "fix", "job"),
     "labels": ("run", "group"),
 }
-_OF_A_RUN = ("group", "edge", "show", "image", "images", "silence", "fix")  # mean nothing in another run
+_OF_A_RUN = ("group", "edge", "route", "show", "image", "images", "silence", "fix")  # mean nothing in another run
 _ADDRESS, _NOTICE, _GRAPH, _SEEN, _STEPS = "address", "notice", "graph selection", "seen running", "silenced before"
 _STEPS_KEPT = 50
 
@@ -146,7 +146,7 @@ def clicked_in_graph() -> None:
     """Note that the selection that is now in the address came from a click in the graph."""
     last = st.session_state.get(_GRAPH)
     if last:
-        st.session_state[_GRAPH] = {**last, "selection": {"node": get("group"), "edge": get("edge")}}
+        st.session_state[_GRAPH] = {**last, "selection": {"node": get("group"), "edge": get("edge"), "route": []}}
 
 
 def shown_in_graph(graph: str, selection: dict) -> dict:

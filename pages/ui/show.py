@@ -50,6 +50,7 @@ _STYLE = f"""<style>
 .nf-grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px 8px; }}
 .nf-grid figure {{ margin: 0; }} .nf-grid img {{ width: 100%; border-radius: 6px; display: block; }}
 .nf-grid figcaption, .nf-small {{ font-size: .78rem; opacity: .75; line-height: 1.25; margin-top: 3px; overflow-wrap: anywhere; }}
+.nf-row > .nf-flag {{ min-width: 260px; font-size: .92rem; line-height: 1.45; }}
 .nf-facts {{ display: flex; flex-wrap: wrap; gap: 10px 44px; }}
 .nf-name {{ font-size: 1.2rem; font-weight: 600; line-height: 1.3; overflow-wrap: anywhere; }}
 .nf-card {{ border: 1px solid color-mix(in srgb, currentColor 16%, transparent); border-radius: 10px; padding: .7rem .8rem; }}
