@@ -368,8 +368,8 @@ class _Search:
         twins = random_twins(candidate.silencer, sample, self.draws, self.seed)
         first = min(FIRST_DRAWS, self.draws)
         drawn = self.trials.logits_of_many([[twin] for twin in twins[:first]], rows)
-        best = (drawn.argmax(2) == self.halves.true[rows]).mean(1).max()
-        if first < self.draws and recovered > max(best, WORTHWHILE / 2):
+        high = spread((drawn.argmax(2) == self.halves.true[rows]).mean(1))["high"]  # what ``judged`` asks a group to surpass
+        if first < self.draws and recovered > max(high, WORTHWHILE / 2):
             rest = self.trials.logits_of_many([[twin] for twin in twins[first:]], rows)
             drawn = np.concatenate([drawn, rest])
         return drawn, len(drawn)
