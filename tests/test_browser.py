@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import hand_made
 import pandas as pd
 import pytest
 
-from neurflow_engine import demo
+from neurflow_engine import demo, silencer_file
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.store import Workspace
 
@@ -153,6 +154,74 @@ def test_the_session_of_a_stranger(page, tmp_path):
         page.goto(f"{address}/circuit?run={run.id}&group={group}")
         page.locator(".st-key-panel .nf-name", has_text="white star on magenta").wait_for()
         assert graph_frame(page).evaluate("network.getSelectedNodes()") == [group]
+
+
+def test_from_a_confusion_cell_to_a_fix_that_is_handed_over(page, demo_run, misled_report, misled_images, demo_workspace, tmp_path):
+    from playwright.sync_api import expect
+
+    workspace = Workspace(shutil.copytree(demo_workspace.root, tmp_path / "workspace"))
+    evaluation = next(one for one in workspace.evaluations() if one.data_root == misled_images)
+    group = next(name for name, entry in misled_report.groups.items() if entry["misleading"])
+    frame = evaluation.predictions
+    target, owl = demo_run.circuit.target_index, evaluation.class_names.index("owl")
+    taken = frame[(frame["true"] == owl) & (frame["predicted"] == target)]
+    with serving(workspace.root) as address:
+        page.goto(f"{address}/debug?run={demo_run.id}&evaluation={evaluation.id}")
+
+        # a cell of the confusion matrix shows its images; a click on one asks what the model says of it
+        page.get_by_role("button", name=f"owl taken for {demo.TARGET}: {len(taken)} of 16").click()
+        page.wait_for_url(f"**show={owl}-{target}*")
+        pictures = page.get_by_role("option")
+        expect(pictures).to_have_count(len(taken))
+        pictures.first.click()
+        answer = page.locator(".st-key-split_debug .nf-name").first
+        answer.get_by_text(demo.TARGET).wait_for()
+        assert "becomes" not in answer.inner_text()
+
+        # the flagged group is silenced: the answer changes at once, and its control comes after it
+        flag = page.locator(".st-key-flag_0")
+        assert "random" in flag.inner_text()
+        started = time.perf_counter()
+        flag.get_by_role("button", name="Silence").click()
+        page.locator(".nf-answer", has_text="becomes owl").wait_for()
+        assert time.perf_counter() - started < 5  # it takes 0.4 s on a quiet machine
+        page.get_by_text("20 draws").wait_for()
+        others = page.get_by_role("checkbox", name="select")
+        others.nth(1).click()
+        page.locator(".nf-answer", has_text="wrong images come back").wait_for()
+
+        # tried on the whole folder, by a job
+        flag.get_by_role("button", name="Preview fix").click()
+        page.locator(".st-key-fix .nf-facts").wait_for(timeout=120_000)
+        (preview,) = workspace.previews(demo_run.id)
+        assert preview["silenced"] == [group]
+        assert preview["accuracy"]["after"] > preview["accuracy"]["before"]
+        assert f"{len(preview['helped'])} helped" in page.locator(".st-key-fix").inner_text()
+
+        # a person decides, and the decision is kept
+        flag.get_by_role("button", name="Verdict").click()
+        page.get_by_role("button", name="spurious", exact=True).click()
+        flag.get_by_text("spurious, said me just now").wait_for()
+        page.keyboard.press("Escape")
+
+        # everything to hand over is a real file
+        downloads = {}
+        for button in ("Fix (zip)", "Ranking (CSV)", "FiftyOne (CSV)", "Report (HTML)"):
+            with page.expect_download(timeout=60_000) as download:
+                page.locator(".st-key-hand_over").get_by_role("button", name=button).click()
+            downloads[button] = Path(download.value.path())
+    with zipfile.ZipFile(downloads["Fix (zip)"]) as archive:
+        archive.extractall(tmp_path / "fix")
+    about, silencers = silencer_file.read(tmp_path / "fix")
+    assert about["run"] == demo_run.id
+    assert list(silencers) == [group]
+    ranking = pd.read_csv(downloads["Ranking (CSV)"])
+    assert len(ranking) == len(frame)
+    assert ranking["path"][:5].str.contains("marked").all()
+    assert pd.read_csv(downloads["FiftyOne (CSV)"])["tags"].str.contains(group, regex=False).any()
+    report = downloads["Report (HTML)"].read_text(encoding="utf-8")
+    assert report.startswith("<!doctype html>")
+    assert "spurious" in report
 
 
 def test_names_with_markup_stay_text_and_the_graph_cannot_reach_the_app(page, demo_run, demo_workspace, tmp_path):
