@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import hand_made_debug
 import pytest
 import safetensors.torch
 import timm
@@ -19,12 +21,15 @@ import torch
 from conftest import draw_images
 from well_formed import assert_well_formed
 
-from neurflow_engine import demo
+from neurflow_engine import apply_fix, demo
 from neurflow_engine.__main__ import main
 from neurflow_engine.circuit_json import as_json
+from neurflow_engine.debugging import Debugger
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.pipeline import analyze
+from neurflow_engine.ranking import fiftyone_snippet
 from neurflow_engine.store import Workspace
+from neurflow_engine.verdicts import VerdictStore
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO_MODEL = ("--model", f"local-dir:{demo.MODEL_FOLDER}")
@@ -201,40 +206,60 @@ class TestResults:
         assert "built from layer4/" in lines[1]
 
     def test_debug(self, command, demo_run, demo_workspace, small_images):
-        flags = (
-            "debug",
-            demo_run.id,
-            "--images",
-            small_images,
-            "--draws",
-            2,
-            "--workspace",
-            demo_workspace.root,
-            "--device",
-            "cpu",
-            "--json",
-        )
+        place = ("--workspace", demo_workspace.root, "--device", "cpu", "--json")
+        flags = ("debug", demo_run.id, "--images", small_images, "--draws", 2, *place)
         report = command(*flags).json
-        assert {"schema", "report", "run", "images_root", "created", "draws", "n_wrong", "n_clean", "images", "groups"} <= set(report)
-        assert set(report["images"][0]) == {"path", "true", "predicted", "probability"}
+        whole = {"schema", "method", "report", "run", "images_root", "image_folders", "created", "draws", "seed"}
+        whole |= {"n_wrong", "n_clean", "n_reported", "ceiling", "images", "groups"}
+        assert set(report) == whole
+        assert [set(image) for image in report["images"]] == [{"path", "true", "predicted", "probability", "half"}] * 6
         keys = {
             "id",
             "layer",
+            "kind",
+            "silencing",
+            "n_neurons",
             "misleading",
+            "reason",
             "score",
             "p_value",
             "recovered",
-            "control_recovered",
-            "clean_accuracy_change",
-            "false_alarm_rate",
+            "recovered_interval",
         }
+        keys |= {
+            "control_recovered",
+            "draws",
+            "clean_accuracy_change",
+            "clean_accuracy_interval",
+            "target_recall_change",
+            "usual",
+            "typical",
+        }
+        keys |= {"auc", "false_alarm_rate", "presence_excess", "alarm_level", "ways", "places", "presence"}
         for group in report["groups"]:
-            assert keys | {"presence"} <= set(group)
-            assert set(group["control_recovered"]) == {"mean", "low", "high"}
+            assert set(group) == keys
             assert len(group["presence"]) == 6
-            assert all(0 <= value <= 1 for value in group["presence"])
         assert {group["id"] for group in report["groups"]} == {group.id for group in demo_run.circuit.groups if group.layer != "logits"}
         assert command(*flags).json == report  # found, not computed again: same date
+
+    def test_debug_on_several_folders(self, command, demo_run, small_images, demo_workspace, tmp_path):
+        folders = (tmp_path / "clean", tmp_path / "planted")
+        for folder, name in zip(folders, ("owl", "sailboat"), strict=True):
+            shutil.copytree(small_images / name, folder / name)
+        place = ("--draws", 1, "--workspace", demo_workspace.root, "--device", "cpu", "--json")
+        report = command("debug", demo_run.id, "--images", *folders, *place).json
+        assert (report["images_root"], report["image_folders"]) == (str(tmp_path), [str(folder) for folder in folders])
+        classes = {image["path"]: image["true"] for image in report["images"]}
+        assert classes == {
+            f"{folder}/{name}/00{n}.png": name for folder, name in (("clean", "owl"), ("planted", "sailboat")) for n in range(3)
+        }
+
+    def test_debug_for_people(self, command, demo_run, demo_workspace, misled_report, misled_images):
+        flags = ("--images", misled_images, "--draws", misled_report.json["draws"], "--workspace", demo_workspace.root, "--device", "cpu")
+        first, *groups = command("debug", demo_run.id, *flags).out.splitlines()
+        assert first.startswith(f"{misled_report.json['n_wrong']} wrong images, {misled_report.json['n_clean']} clean ones, at best ")
+        assert [line.split()[1 if line.startswith("!") else 0] for line in groups] == list(misled_report.groups)
+        assert [line.startswith("! ") for line in groups] == [group["misleading"] for group in misled_report.json["groups"]]
 
     def test_debug_with_mask(self, command, demo_run, demo_workspace, small_images):
         flags = ("debug", demo_run.id, "--images", small_images, "--draws", 3, "--workspace", demo_workspace.root, "--device", "cpu")
@@ -265,13 +290,103 @@ class TestResults:
         assert outcome.code == 2
         assert "None of the 3 images" in outcome.err.splitlines()[-1]
 
-    @pytest.mark.parametrize("format", ["json", "html", "csv"])
-    def test_export(self, command, demo_run, demo_workspace, tmp_path, format):
+    def test_preview(self, command, demo_run, demo_workspace, misled_report, misled_images):
+        group = misled_report.json["groups"][0]["id"]
+        flags = ("preview", demo_run.id, "--images", misled_images, "--mask", group, "--workspace", demo_workspace.root, "--device", "cpu")
+        found = command(*flags, "--json").json
+        keys = {
+            "schema",
+            "preview",
+            "run",
+            "report",
+            "silenced",
+            "images_root",
+            "created",
+            "n_images",
+            "n_duplicates",
+            "n_unknown",
+            "skipped",
+        }
+        assert set(found) == keys | {"accuracy", "unseen", "classes", "groups", "worst_group", "helped", "hurt", "images"}
+        assert (found["silenced"], found["report"]) == ([group], misled_report.id)  # the report on the same images, not the newest
+        assert len(found["helped"]) > len(found["hurt"])
+        assert demo_workspace.previews(demo_run.id)[0] == found
+        lines = command(*flags).out.splitlines()
+        accuracy = found["accuracy"]
+        assert lines[0] == f"{group} silenced, as debug report {misled_report.id} recommends"
+        assert lines[1].startswith(f"accuracy {accuracy['before']:.3f} -> {accuracy['after']:.3f} (change {accuracy['change']:+.3f} [")
+        assert lines[-2].startswith(f"worst group {found['worst_group']['before']['name']} ")
+        assert lines[-1] == f"{len(found['helped'])} images helped, {len(found['hurt'])} hurt"
+
+    def test_preview_without_a_report_sets_groups_to_zero(self, command, demo_run, small_images, workspace):
+        flags = ("--images", small_images / "owl", small_images / "sailboat", "--mask", "layer4/0")
+        outcome = command("preview", demo_run.folder, *flags, "--device", "cpu")
+        assert (outcome.code, outcome.out) == (2, "")  # the class folders themselves hold no folders of classes
+        assert "No true class is known" in outcome.err.splitlines()[-1]
+        found = command("preview", demo_run.folder, "--images", small_images, "--mask", "layer4/0", "--device", "cpu").out.splitlines()
+        assert found[0] == "layer4/0 silenced, set to zero"
+
+    @pytest.mark.parametrize("format", ["json", "circuit-html", "csv"])
+    def test_export_of_the_circuit(self, command, demo_run, demo_workspace, tmp_path, format):
         out = tmp_path / "new" / f"report.{format}"
         flags = ("--format", format, "--out", out, "--workspace", demo_workspace.root)
         found = command("export", demo_run.id, *flags, "--json").json
         assert found == {"schema": 1, "file": str(out), "bytes": out.stat().st_size}
         assert out.stat().st_size > 1000
+
+    def test_export_html_is_the_debug_report_with_all_that_is_known(self, command, demo_run, demo_workspace, misled_report, tmp_path):
+        group = misled_report.json["groups"][0]["id"]
+        with closing(VerdictStore.for_workspace(demo_workspace.root)) as store:
+            store.give(demo_run.id, group, "spurious", "ana", 0, "a round sticker", misled_report.id)
+        with closing(LabelStore.for_workspace(demo_workspace.root)) as store:
+            version = label.version if (label := store.for_run(demo_run.id).get(group)) else 0
+            store.edit(demo_run.id, group, "magenta star", "ana", version)
+        out = tmp_path / "report.html"
+        flags = ("--format", "html", "--out", out, "--workspace", demo_workspace.root, "--device", "cpu", "--report", misled_report.id)
+        found = command("export", demo_run.id, *flags, "--json").json
+        assert found == {"schema": 1, "file": str(out), "bytes": out.stat().st_size, "report": misled_report.id}
+        page = out.read_text()
+        for text in ("Why images are wrongly taken for sailboat", group, "a round sticker", "magenta star", "data:image/"):
+            assert text in page
+
+    def test_export_html_is_the_circuit_where_there_is_no_debug_report(self, command, demo_run, tmp_path, workspace):
+        flags = ("--out", tmp_path / "a.html", "--json")
+        outcome = command("export", demo_run.folder, "--format", "html", *flags)
+        assert "report" not in outcome.json
+        assert "no debug report, so this is its circuit" in outcome.err
+        assert "circuit of" in (tmp_path / "a.html").read_text()
+
+    def test_export_fix_silences_the_most_misleading_group(self, command, demo_run, demo_workspace, misled_report, misled_images, tmp_path):
+        out, group = tmp_path / "fix.json", misled_report.json["groups"][0]["id"]
+        place = ("--out", out, "--workspace", demo_workspace.root, "--report", misled_report.id)
+        found = command("export", demo_run.id, "--format", "fix", *place, "--json").json
+        tensors = str(tmp_path / "fix.safetensors")
+        size = out.stat().st_size
+        assert found == {
+            "schema": 1, "file": str(out), "bytes": size, "tensors": tensors, "report": misled_report.id, "groups": [group]
+        }  # fmt: skip
+        debugger = Debugger(demo_run, "cpu", misled_report)
+        images = debugger.load(sorted((misled_images / "owl").glob("marked-*.png")))
+        model = timm.create_model(f"local-dir:{demo.MODEL_FOLDER}", pretrained=True).eval()
+        with apply_fix(model, out), torch.no_grad():
+            torch.testing.assert_close(model(images), debugger.logits(images, debugger.silencers([group])), rtol=0, atol=1e-4)
+
+    def test_export_fix_silences_the_groups_that_are_named(self, command, demo_run, tmp_path, workspace):
+        found = command(
+            "export", demo_run.folder, "--format", "fix", "--groups", "layer4/0,layer3/0", "--out", tmp_path / "f.json", "--json"
+        )
+        assert (found.json["groups"], found.json["report"]) == (["layer4/0", "layer3/0"], None)
+
+    @pytest.mark.parametrize("format", ["ranking-csv", "fiftyone"])
+    def test_export_of_images_by_presence(self, command, demo_run, demo_workspace, misled_report, tmp_path, format):
+        out, flags = tmp_path / "images.csv", ("--workspace", demo_workspace.root, "--report", misled_report.id, "--format", format)
+        found = command("export", demo_run.id, *flags, "--out", out, "--json").json
+        assert found["groups"] == [misled_report.json["groups"][0]["id"]]
+        assert len(out.read_text(encoding="utf-8-sig").splitlines()) == 1 + len(misled_report.json["images"])
+        assert found.get("snippet") == (fiftyone_snippet(str(out), found["groups"][0]) if format == "fiftyone" else None)
+        other = command("export", demo_run.id, *flags, "--out", tmp_path / "other.csv", "--group", "layer4/3", "--json").json
+        assert other["groups"] == ["layer4/3"]
+        assert (tmp_path / "other.csv").read_bytes() != out.read_bytes()
 
     @pytest.mark.slow
     def test_demo_from_nothing(self, workspace):
@@ -399,6 +514,53 @@ class TestBadArguments:
         assert "has no group 'layer4/00' that can be silenced. Did you mean layer4/0" in sentence
         assert "names no group" in command("debug", demo_run.id, *flags, "--mask", ",").sentence
         assert "--draws 0" in command("debug", demo_run.id, *flags, "--draws", "0").sentence
+
+    def test_a_preview_needs_groups_that_exist(self, command, demo_run, demo_workspace, small_images):
+        flags = ("--images", small_images, "--workspace", demo_workspace.root, "--device", "cpu")
+        assert "Did you mean layer4/0" in command("preview", demo_run.id, *flags, "--mask", "layer4/00").sentence
+        assert "needs at least one group to silence" in command("preview", demo_run.id, *flags, "--mask", ",").sentence
+        assert "arguments are required: --mask" in command("preview", demo_run.id, *flags).sentence
+
+    def test_a_report_has_to_exist_and_to_be_about_the_run(self, command, demo_run, demo_workspace, misled_report, small_images, tmp_path):
+        flags = ("--images", small_images, "--workspace", demo_workspace.root, "--device", "cpu", "--mask", "layer4/0")
+        assert "There is no debug report 'nothing'" in command("preview", demo_run.id, *flags, "--report", "nothing").sentence
+        shutil.copytree(demo_run.folder, tmp_path / "other")
+        manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+        (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest | {"run": "another"}))
+        for name in ("preview", "debug"):
+            sentence = command(name, tmp_path / "other", *flags, "--report", misled_report.id).sentence
+            assert f"Debug report {misled_report.id} is about run {demo_run.id}, not about another" in sentence
+
+    def test_what_is_exported_needs_a_report_groups_and_a_name(self, command, demo_run, demo_workspace, misled_report, tmp_path, workspace):
+        def sentence(*flags):
+            return command("export", demo_run.folder, "--out", tmp_path / "out.json", *flags).sentence
+
+        for format in ("fix", "ranking-csv", "fiftyone"):
+            assert "has no debug report that tells which" in sentence("--format", format)
+        assert "Did you mean layer4/0" in sentence("--format", "fix", "--group", "layer4/00")
+        assert "--groups names no group" in sentence("--format", "fix", "--groups", ",")
+        assert "--groups goes with --format fix, ranking-csv, fiftyone, not with csv" in sentence("--format", "csv", "--groups", "layer4/0")
+        known = ("--workspace", demo_workspace.root, "--report", misled_report.id)
+        assert "Did you mean layer4/0" in sentence("--format", "fix", "--group", "layer4/00", *known)
+        assert "Did you mean layer4/0" in sentence("--format", "ranking-csv", "--group", "layer4/00", *known)
+        assert "--groups names 2: layer4/0, layer4/1" in sentence("--format", "fiftyone", "--groups", "layer4/0,layer4/1", *known)
+        assert "the name has to end in .json" in sentence("--format", "fix", "--out", tmp_path / "fix.zip", *known)
+        assert list(tmp_path.glob("*.json")) == list(tmp_path.glob("fix.*")) == []
+
+    def test_nothing_is_exported_of_a_report_that_flags_nothing(self, command, demo_run, workspace, demo_images, tmp_path):
+        report = hand_made_debug.report(demo_run, demo_images, workspace)
+        calm = [group | {"misleading": False} for group in report.json["groups"]]
+        (report.folder / "manifest.json").write_text(json.dumps(report.json | {"groups": calm}))
+        for format in ("fix", "ranking-csv", "fiftyone"):
+            sentence = command("export", demo_run.folder, "--format", format, "--out", tmp_path / "out.json").sentence
+            assert f"Debug report {report.id} calls no group misleading; name those that you mean with --groups." in sentence
+
+    def test_a_folder_is_given_once(self, command, demo_run, demo_workspace, small_images):
+        place = ("--workspace", demo_workspace.root, "--device", "cpu")
+        twice = command("debug", demo_run.id, "--images", small_images, small_images, *place).sentence
+        assert f"Data folder {small_images} is given twice; name it once." in twice
+        within = command("debug", demo_run.id, "--images", small_images / "owl", small_images, *place).sentence
+        assert f"{small_images / 'owl'} is given twice: it lies in {small_images}; name it once." in within
 
     def test_debugging_needs_true_classes(self, command, demo_run, demo_workspace, tmp_path):
         flat = draw_images(tmp_path / "flat", "")

@@ -27,6 +27,7 @@ WITHOUT_TORCH = [
     "controls",
     "core_neurons",
     "cost",
+    "debug_report",
     "demo",
     "demo.draw",
     "errors",
