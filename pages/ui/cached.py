@@ -4,6 +4,7 @@ import base64
 import io
 from pathlib import Path
 
+import numpy as np
 import streamlit as st
 from PIL import Image
 
@@ -43,6 +44,11 @@ def run(run_id: str) -> Run:
     return _run(str(workspace().root), run_id)
 
 
+def evaluations() -> list[Evaluation]:
+    """All finished evaluations, newest first."""
+    return _evaluations(str(workspace().root), _changed("evaluations"))
+
+
 def evaluation(evaluation_id: str) -> Evaluation:
     """A finished evaluation; evaluations never change."""
     return _evaluation(str(workspace().root), evaluation_id)
@@ -66,6 +72,11 @@ def _verdicts(root: str) -> VerdictStore:
 @st.cache_resource(max_entries=8)
 def _run(root: str, run_id: str) -> Run:
     return Workspace(root).open_run(run_id)
+
+
+@st.cache_resource(max_entries=8)
+def _evaluations(root: str, changed: float) -> list[Evaluation]:
+    return Workspace(root).evaluations()
 
 
 @st.cache_resource(max_entries=8)
@@ -129,6 +140,17 @@ def reports(run_id: str) -> list[DebugReport]:
 @st.cache_resource(max_entries=8)
 def _reports(root: str, run_id: str, changed: float) -> list[DebugReport]:
     return Workspace(root).debug_reports(run_id)
+
+
+@st.cache_data(max_entries=16)
+def mean_presence(run_id: str, report_id: str) -> dict[str, tuple[float | None, float | None]]:
+    """Mean presence of every group on the images of a report that are wrongly taken for the run's class, and on right images."""
+    report, target = workspace().open_debug_report(report_id), run(run_id).circuit.target_name
+    images = report.json["images"]
+    wrong = np.array([image["true"] is not None and image["predicted"] == target != image["true"] for image in images], bool)
+    right = np.array([image["predicted"] == image["true"] for image in images], bool)
+    shown = {name: np.array(entry["presence"], float) for name, entry in report.groups.items()}
+    return {name: tuple(float(values[side].mean()) if side.any() else None for side in (wrong, right)) for name, values in shown.items()}
 
 
 def previews(run_id: str) -> list[dict]:

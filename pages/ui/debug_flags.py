@@ -18,7 +18,7 @@ def newest_report(run: Run, evaluation: Evaluation | None) -> DebugReport | None
     if evaluation is None:
         return None
     known = set(evaluation.predictions["path"])  # several folders looked at together may have the same root as others
-    reports = [one for one in cached.reports(run.id) if one.images_root == evaluation.data_root]
+    reports = (one for one in cached.reports(run.id) if one.images_root == evaluation.data_root)
     return next((one for one in reports if known.issuperset(image["path"] for image in one.json["images"])), None)
 
 
@@ -93,7 +93,7 @@ def flag(scene: Scene, group: str) -> None:
     on, number = group in scene.silenced, scene.flagged.index(group)
     at_best = f" · at best {show.percent(ceiling['mean'])}{show.interval(ceiling['low'], ceiling['high'])} can come back" if ceiling else ""
     with st.container(border=True, key=f"flag_{number}"):
-        words, buttons = show.split(f"flag_{number}", [5, 2], "center")
+        words, buttons = show.split(f"flag_{number}", [13, 7], "center")
         words.html(
             f'<div class="nf-row">{scene.strip(group, 4, 52)}<div class="nf-words nf-flag">'
             f'<span style="color:{show.ADDS};font-weight:600">Misleading</span> <b>“{escape(scene.name(group))}”</b> '

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.ui import cached, session, show
-from pages.ui.debug_flags import cost, recovered, wrong_images
+from pages.ui.debug_flags import cost, recovered
 from pages.ui.debug_scene import WAYS, Scene, thumbnail
 
 GROUPS = 8  # groups shown for an image at first
@@ -58,22 +58,11 @@ def presence(scene: Scene, path: Path) -> None:
 
 
 def usual(scene: Scene, group: str) -> str:
-    """How strongly right images show a group."""
+    """How strongly right images show a group, as far as the report says."""
     if scene.report is None or group not in scene.report.groups:
         return ""
-    right = mean_presence(scene, group)[1]
+    right = cached.mean_presence(scene.run.id, scene.report_id)[group][1]
     return "" if right is None else f" · right images {right:.2f}"
-
-
-def mean_presence(scene: Scene, group: str) -> tuple[float | None, float | None]:
-    """Mean presence of a group on the wrong and on the right images of the report."""
-    images, shown = scene.report.json["images"], scene.report.group(group)["presence"]
-    wrong = {image["path"] for image in wrong_images(scene)}
-    sides = (
-        [value for image, value in zip(images, shown, strict=True) if image["path"] in wrong],
-        [value for image, value in zip(images, shown, strict=True) if image["predicted"] == image["true"]],
-    )
-    return tuple(sum(side) / len(side) if side else None for side in sides)
 
 
 def blame(scene: Scene, path: Path) -> None:
@@ -146,9 +135,9 @@ def alike(scene: Scene, path: Path) -> None:
 
 def table(scene: Scene) -> None:
     """All groups of the report by score."""
-    rows = []
+    rows, mean_presence = [], cached.mean_presence(scene.run.id, scene.report_id)
     for entry in scene.report.json["groups"]:
-        wrong, right = mean_presence(scene, entry["id"])
+        wrong, right = mean_presence[entry["id"]]
         rows.append(
             {
                 "patches": scene.collage(entry["id"]),

@@ -18,18 +18,22 @@ PAGE = 20  # pictures in the gallery at a time
 ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 
+def evaluations_of(run: Run) -> dict[str, Evaluation]:
+    """The evaluations of a run's model by id, newest first."""
+    own = run.manifest["model"]["fingerprint"]
+    return {one.id: one for one in cached.evaluations() if one.manifest["model"]["fingerprint"] == own}
+
+
 def images_of(run: Run) -> Evaluation | None:
     """The evaluation whose images are shown: the chosen one, or the one the run was built on."""
-    own = run.manifest["model"]["fingerprint"]
-    known = {one.id: one for one in cached.workspace().evaluations() if one.manifest["model"]["fingerprint"] == own}
+    known = evaluations_of(run)
     chosen = session.get("evaluation") if session.get("evaluation") in known else run.manifest["evaluation"]
     return known.get(chosen)
 
 
 def choose_images(run: Run, evaluation: Evaluation | None) -> None:
     """Another folder to look at: one that was evaluated before, or a new one."""
-    own = run.manifest["model"]["fingerprint"]
-    known = {one.id: one for one in cached.workspace().evaluations() if one.manifest["model"]["fingerprint"] == own}
+    known = evaluations_of(run)
     chosen = evaluation.id if evaluation else None
     with st.popover(f"Images: {show.plain(folder_name(evaluation))}", width="stretch"):
         if len(known) > 1:
