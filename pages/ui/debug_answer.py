@@ -37,8 +37,11 @@ def switchboard(scene: Scene) -> None:
             if len(scene.silenced) > 1 and scene.evaluation is not None:
                 st.button("Preview this fix", key="preview_silenced", type="tertiary",
                           on_click=session.quietly(lambda: preview(scene, scene.silenced)))  # fmt: skip
-        if session.can_undo_silence():
-            st.button("Undo", key="undo_silence", type="tertiary", icon=":material/undo:", on_click=session.undo_silence)
+        steps = session.silenced_before()
+        if steps:
+            st.button(
+                "Undo", key="undo_silence", type="tertiary", icon=":material/undo:", on_click=session.undo_silence, args=(len(steps) - 1,)
+            )
 
 
 def one_image(scene: Scene, path: Path) -> Later:

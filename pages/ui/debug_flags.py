@@ -104,7 +104,7 @@ def flag(scene: Scene, group: str) -> None:
         with buttons, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
             st.button(
                 "Silenced ✓" if on else "Silence", key=f"flagged_{group}", type="secondary" if on else "primary",
-                on_click=scene.toggle, args=(group,),
+                on_click=scene.switch, args=(group, not on),
             )  # fmt: skip
             st.button(
                 "Preview fix", key=f"preview_{group}", on_click=session.quietly(lambda: preview(scene, (group,))),

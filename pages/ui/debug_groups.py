@@ -47,7 +47,7 @@ def presence(scene: Scene, path: Path) -> None:
                 f'<div class="nf-small">presence {share:.2f}{usual(scene, group)}</div></div></div>'
             )
             with st.container(horizontal=True, wrap=False, vertical_alignment="center", gap="medium"):
-                st.toggle("silence", value=on, key=f"silence_{scene.run.id}_{group}_{on}", on_change=scene.toggle, args=(group,))
+                st.toggle("silence", value=on, key=f"silence_{scene.run.id}_{group}_{on}", on_change=scene.switch, args=(group, not on))
                 st.html(row)
         if limit < len(order):
             st.button(
@@ -164,8 +164,8 @@ def table(scene: Scene) -> None:
 
     def edited() -> None:
         """Take over a tick in the table."""
-        for row in session.value(key)["edited_rows"]:
-            scene.toggle(scene.report.json["groups"][int(row)]["id"])
+        for row, cells in session.value(key)["edited_rows"].items():
+            scene.switch(scene.report.json["groups"][int(row)]["id"], cells.get("silence", False))
 
     share = {"format": "%.2f", "min_value": 0.0, "max_value": 1.0, "width": "small"}
     st.data_editor(

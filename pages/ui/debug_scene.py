@@ -60,10 +60,10 @@ class Scene:
         """The groups that a parameter of the address names, as far as there are such."""
         return tuple(name for name in dict.fromkeys((session.get(parameter) or "").split(",")) if name in self.groups)
 
-    def toggle(self, group: str) -> None:
-        """Silence a group, or let it be."""
-        now = self.known("silence")
-        session.silence([name for name in now if name != group] if group in now else [*now, group])
+    def switch(self, group: str, off: bool) -> None:
+        """Silence a group, or let it be. A click that arrives twice does no more than one."""
+        others = [name for name in self.known("silence") if name != group]
+        session.silence([*others, group] if off else others)
 
     def name(self, group: str) -> str:
         """What people call a group; its id while it has no name."""

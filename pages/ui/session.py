@@ -66,26 +66,23 @@ def put(**parameters: str | None) -> None:
 
 def silence(groups: Sequence[str]) -> None:
     """Change which groups are silenced, so that it can be undone."""
-    st.session_state[_STEPS] = [*_steps(), (get("run"), get("silence"))][-_STEPS_KEPT:]
-    put(silence=",".join(groups) or None)
+    new = ",".join(groups) or None
+    if new != get("silence"):
+        st.session_state[_STEPS] = [*silenced_before(), (get("run"), get("silence"))][-_STEPS_KEPT:]
+        put(silence=new)
 
 
-def can_undo_silence() -> bool:
-    """Whether this tab changed which groups of the open run are silenced."""
-    return bool(_steps())
-
-
-def undo_silence() -> None:
-    """Go back to what was silenced before the last change."""
-    steps = _steps()
-    if steps:
-        put(silence=steps.pop()[1])
-        st.session_state[_STEPS] = steps
-
-
-def _steps() -> list[tuple[str | None, str | None]]:
-    """What was silenced before each change, oldest first; steps of another run are none of this one."""
+def silenced_before() -> list[tuple[str | None, str | None]]:
+    """The open run and what was silenced in it before each change in this tab, oldest first."""
     return [step for step in st.session_state.get(_STEPS, []) if step[0] == get("run")]
+
+
+def undo_silence(step: int) -> None:
+    """Go back to what was silenced before a change, counted from the oldest."""
+    steps = silenced_before()
+    if step < len(steps):
+        st.session_state[_STEPS] = steps[:step]
+        put(silence=steps[step][1])
 
 
 def open_run(run_id: str) -> None:
