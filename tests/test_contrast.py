@@ -113,6 +113,20 @@ class TestAMark:
         assert np.array_equal(again.pattern, found.pattern)
         assert not np.array_equal(other.filter, found.filter)
 
+    @pytest.mark.parametrize("seed", [2, 3])
+    def test_is_not_mistaken_for_a_stronger_mark_that_right_images_carry(self, seed, tmp_path):
+        values, random = usual(seed)
+        added, places = mark(random), random.integers(SIDE * SIDE, size=N_IMAGES)
+        values[WRONG, places] += added
+        other = 1.5 * mark(random)
+        for _ in range(4):
+            values[RIGHT, random.integers(SIDE * SIDE, size=N_IMAGES)] += other
+        trials = recorded(values, LAYOUTS["NCHW"], tmp_path)
+        found = direction(trials, "maps", "position", WRONG[SEEN], RIGHT[SEEN])
+        assert auc(trials.scores(found, WRONG[UNSEEN]), trials.scores(found, RIGHT[UNSEEN])) > 0.99
+        np.testing.assert_allclose(found.pattern @ added / (added @ added), 1, atol=0.15)  # as strong as it is
+        assert found.pattern @ added / np.linalg.norm(found.pattern) / np.linalg.norm(added) > 0.9
+
 
 class TestAShift:
     @pytest.fixture
