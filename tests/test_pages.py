@@ -462,6 +462,7 @@ class TestDebug:
         found = preview(run, run.data_root, [hand_made_debug.CONTRAST], cached.workspace(), report=report, device="cpu", workers=0)
         said = written(opened("debug", run=run.id, fix=hand_made_debug.CONTRAST))
         assert re.search(r"\d+\.\d % → \d+\.\d % \([+-]\d+\.\d points \[[+-]\d+\.\d, [+-]\d+\.\d\]\)", said)
+        assert re.search(r"Worst group\D*\d+\.\d % \[\d+\.\d, \d+\.\d\] → ", re.sub("<[^>]+>", "", said))
         assert f"{len(found['helped'])} helped" in re.sub("<[^>]+>", "", said)
 
     def test_a_fix_without_a_preview_offers_to_make_it(self, run, report):

@@ -206,6 +206,6 @@ def _table(scene: Scene, place, paths: list[Path], effect, changed: list[float] 
             }
         rows.append(row)
     place.dataframe(
-        pd.DataFrame(rows), hide_index=True, row_height=44, height=min(44 * len(rows) + 38, 520),
+        pd.DataFrame(rows), hide_index=True, row_height=44, height=min(44 * len(rows) + 38, 920),
         column_config={"image": st.column_config.ImageColumn("", width="small")},
     )  # fmt: skip

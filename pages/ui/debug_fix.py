@@ -9,6 +9,7 @@ from pathlib import Path
 import altair as alt
 import pandas as pd
 import streamlit as st
+from scipy.stats import binomtest
 
 from neurflow_engine.debug_report import debug_html
 from neurflow_engine.ranking import fiftyone_csv, fiftyone_snippet, ranking_csv
@@ -55,6 +56,12 @@ def compared(part: dict) -> str:
     )
 
 
+def _share(group: dict) -> str:
+    """The accuracy of a group of images with its interval (Wilson)."""
+    known = binomtest(round(group["accuracy"] * group["n"]), group["n"]).proportion_ci(method="wilson")
+    return f"{show.percent(group['accuracy'], 1)}{show.interval(*known, 1)}"
+
+
 def show_preview(scene: Scene, found: dict) -> None:
     worst = found["worst_group"]
     facts = [("Accuracy", compared(found["accuracy"]), f"{found['accuracy']['n']:,} images")]
@@ -65,7 +72,7 @@ def show_preview(scene: Scene, found: dict) -> None:
         facts.append(
             (
                 "Worst group",
-                f"{show.percent(before['accuracy'], 1)} → {show.percent(after['accuracy'], 1)}",
+                f"{_share(before)} → {_share(after)}",
                 f"before: {before['name']} ({before['n']}) · after: {after['name']} ({after['n']})",
             )
         )

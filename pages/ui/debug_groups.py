@@ -119,6 +119,9 @@ def alike(scene: Scene, path: Path) -> None:
         return
     order = [*scene.silenced, *(group for group in scene.groups if group not in scene.silenced)]
     order = [group for group in order if group in scene.report.groups]
+    if not order:
+        st.info("The report on these images has no group to compare them by.")
+        return
     group = st.selectbox("Right images that show", order, key=f"alike_{scene.run.id}_{order[0]}", format_func=scene.name)
     found = cached.nearest(scene.run.id, scene.report_id, row["path"], group)
     own = scene.report.group(group)["presence"][next(n for n, i in enumerate(scene.report.json["images"]) if i["path"] == row["path"])]
@@ -159,6 +162,7 @@ def table(scene: Scene) -> None:
         )
     if not rows:
         return
+    st.html('<div class="nf-name">All groups by score</div>')
     frame = pd.DataFrame(rows)
     key = f"groups_{scene.report.id}_{','.join(scene.silenced)}"
 
