@@ -458,6 +458,14 @@ class TestDebug:
         app.button(key=f"judge_undo_{group}").click().run()
         assert cached.verdicts().get(run.id, group, report.id).judgement is None
 
+    def test_a_group_that_is_not_flagged_gets_a_verdict_where_it_is_silenced(self, run, report):
+        group = hand_made_debug.CIRCUIT
+        app = opened("debug", run=run.id, silence=group)
+        app.button(key=f"judge_core_{group}").click().run()
+        assert cached.verdicts().get(run.id, group).judgement == "core"
+        (table,) = (frame.value for frame in app.dataframe if "verdict" in frame.value)
+        assert dict(zip(table["group"], table["verdict"], strict=True)) == {hand_made_debug.CONTRAST: "", group: "core"}
+
     def test_a_preview_shows_accuracy_before_and_after_with_intervals(self, run, report):
         found = preview(run, run.data_root, [hand_made_debug.CONTRAST], cached.workspace(), report=report, device="cpu", workers=0)
         said = written(opened("debug", run=run.id, fix=hand_made_debug.CONTRAST))

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from neurflow_engine.errors import LayerError
 from pages.ui import cached, session, show
-from pages.ui.debug_flags import preview
+from pages.ui.debug_flags import SHOWN, preview, verdict
 from pages.ui.debug_scene import Scene, thumbnail
 
 DRAWS = 20  # random silencers in a control
@@ -37,6 +37,10 @@ def switchboard(scene: Scene) -> None:
             if len(scene.silenced) > 1 and scene.evaluation is not None:
                 st.button("Preview this fix", key="preview_silenced", type="tertiary",
                           on_click=session.quietly(lambda: preview(scene, scene.silenced)))  # fmt: skip
+            if scene.report is not None:
+                for group in scene.silenced:
+                    if group not in scene.flagged[:SHOWN]:  # those have theirs at the head of the page
+                        verdict(scene, group)
         steps = session.silenced_before()
         if steps:
             st.button(

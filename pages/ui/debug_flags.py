@@ -161,7 +161,8 @@ def verdict(scene: Scene, group: str) -> None:
     """What a person thinks of a group, once given remembered."""
     given = scene.verdicts.get(group)
     said = given.judgement.value if given and given.judgement else None
-    with st.popover(f"Verdict: {said}" if said else "Verdict", key=f"verdict_{group}"):
+    of = "" if group in scene.flagged[:SHOWN] else f" on {show.plain(scene.name(group))}"
+    with st.popover(f"Verdict{of}: {said}" if said else f"Verdict{of}", key=f"verdict_{group}"):
         st.html(
             f"<b>Does “{escape(scene.name(group))}” belong to {escape(scene.run.circuit.target_name)}?</b>"
             '<div class="nf-small">core: part of what makes the class · spurious: only comes with it in some data</div>'

@@ -140,7 +140,7 @@ def table(scene: Scene) -> None:
     """All groups of the report by score."""
     rows, mean_presence = [], cached.mean_presence(scene.run.id, scene.report_id)
     for entry in scene.report.json["groups"]:
-        wrong, right = mean_presence[entry["id"]]
+        (wrong, right), given = mean_presence[entry["id"]], scene.verdicts.get(entry["id"])
         rows.append(
             {
                 "patches": scene.collage(entry["id"]),
@@ -154,6 +154,7 @@ def table(scene: Scene) -> None:
                 "on right": right,
                 "false alarms": entry["false_alarm_rate"],
                 "AUC": entry["auc"],
+                "verdict": given.judgement.value if given and given.judgement else "",
                 "why it is misleading, or not": entry["reason"],
                 "layer": entry["layer"],
                 "kind": entry["kind"],
