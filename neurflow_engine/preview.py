@@ -158,7 +158,7 @@ def _figures(
         "n_unknown": len(others) - len(truths) - len(contradictions),
         "skipped": sorted(skipped + contradictions, key=lambda file: file["path"]),
         "accuracy": compared(*right),
-        "unseen": debugger.report and compared(*(side[_unseen(report, outcomes.paths)] for side in right)),
+        "unseen": debugger.report and compared(*(side[_unseen(debugger.report, image_set.root, outcomes.paths)] for side in right)),
         "classes": [
             {"name": names[index], **compared(*(side[outcomes.true == index] for side in right))} for index in np.unique(outcomes.true)
         ],
@@ -225,10 +225,10 @@ def _same_folder(report: DebugReport, image_set: ImageSet) -> bool:
     return report.images_root.resolve() == Path(image_set.root).resolve()
 
 
-def _unseen(report: DebugReport | None, paths: Sequence[str]) -> np.ndarray:
-    """Which images (n_images,) the silencers were not chosen on."""
-    chosen = {image["path"] for image in report.json["images"] if image["half"] == "chosen"} if report else set()
-    return np.array([path not in chosen for path in paths])
+def _unseen(report: DebugReport, root: str, paths: Sequence[str]) -> np.ndarray:
+    """Which images (n_images,) the silencers were not chosen on; the report may have looked at a larger or a smaller folder."""
+    chosen = {(report.images_root / image["path"]).resolve() for image in report.json["images"] if image["half"] == "chosen"}
+    return np.array([(Path(root) / path).resolve() not in chosen for path in paths])
 
 
 def _presence(

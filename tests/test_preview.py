@@ -255,6 +255,14 @@ class TestWithAReport:
         assert other["images"]["presence"] is None
         assert {cell["present"] for cell in other["groups"]} == {None}
 
+    def test_what_was_chosen_on_is_known_within_a_larger_folder_too(self, demo_run, folder, workspace, report, fixed, tmp_path):
+        shutil.copytree(report.folder, tmp_path / "larger")
+        images = [image | {"path": f"{folder.name}/{image['path']}"} for image in report.json["images"]]
+        content = report.json | {"report": "larger", "images_root": str(folder.parent), "images": images}
+        (tmp_path / "larger" / "manifest.json").write_text(json.dumps(content))
+        found = preview(demo_run, folder, self.IDS, workspace, report=DebugReport(tmp_path / "larger"), device="cpu")
+        assert found["unseen"] == fixed["unseen"] != found["accuracy"]
+
     def test_a_report_of_another_run_is_refused(self, demo_run, folder, workspace, report, tmp_path):
         shutil.copytree(report.folder, tmp_path / "other")
         (tmp_path / "other" / MANIFEST).write_text(json.dumps(report.json | {"run": "another"}))
