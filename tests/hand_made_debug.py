@@ -83,7 +83,7 @@ def report(run: Run, images_root: Path, workspace: Workspace, name: str = "by-ha
         np.save(path, np.random.default_rng(0).random((20, layer.n_channels), np.float32))
     content = {
         "schema": SCHEMA,
-        "method": getattr(DebugReport, "METHOD", None),
+        "method": DebugReport.METHOD,
         "report": folder.name,
         "run": run.id,
         "images_root": str(images_root),
