@@ -49,7 +49,12 @@ def written(app: AppTest) -> str:
 def run(demo_run, demo_workspace, tmp_path, monkeypatch):
     """The demo's run in a workspace of this test's own."""
     workspace = shutil.copytree(demo_workspace.root, tmp_path / "workspace")
-    for left_behind in [*(workspace / "runs").iterdir(), *workspace.glob("labels.sqlite*")]:  # by other tests of the session
+    for left_behind in [
+        *(workspace / "runs").iterdir(),
+        *workspace.glob("debug/*"),
+        *workspace.glob("previews/*"),
+        *workspace.glob("*.sqlite*"),
+    ]:  # by other tests
         if left_behind.is_file():
             left_behind.unlink()
         elif left_behind.name != demo_run.id:
@@ -381,8 +386,7 @@ class TestDebug:
         assert not app.exception
 
     def test_a_report_with_nothing_flagged_says_why_not_even_the_best(self, run):
-        hand_made_debug.report(run, run.data_root, cached.workspace())
-        report = cached.workspace().debug_reports(run.id)[0]
+        report = hand_made_debug.report(run, run.data_root, cached.workspace())
         groups = [entry | {"misleading": False, "reason": "No more than random."} for entry in report.json["groups"]]
         hand_made_debug.report(run, run.data_root, cached.workspace(), groups=groups)
         said = opened("debug", run=run.id).info[0].value.replace("\\", "")

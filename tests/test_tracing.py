@@ -280,9 +280,9 @@ class TestSilencing:
         intact = net.model(inputs)
         with edited(net, lower, lambda output: zeroed(layer, output, [0, layer.n_channels - 1])):
             found = net.model(inputs)
-        assert torch.equal(found, expected)
-        assert not torch.equal(found, intact)
-        assert torch.equal(net.model(inputs), intact)
+        torch.testing.assert_close(found, expected)  # not bit by bit: kernels may round by where a tensor lies in memory
+        assert (found - intact).abs().max() > 1e-3
+        torch.testing.assert_close(net.model(inputs), intact)
 
     def test_of_a_layer_that_is_never_called_is_an_error(self):
         net = network(Chain())
