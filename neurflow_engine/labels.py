@@ -15,7 +15,7 @@ from enum import StrEnum
 import sqlalchemy as sql
 
 from neurflow_engine.errors import InputError, LabelConflictError
-from neurflow_engine.sql_store import GroupStore, Layout, checked_text, choice
+from neurflow_engine.sql_store import JSON, GroupStore, Layout, checked_text, choice
 
 
 class LabelState(StrEnum):
@@ -25,6 +25,7 @@ class LabelState(StrEnum):
     APPROVED = "approved"
     EDITED = "edited"
     REJECTED = "rejected"
+    NEEDS_REVIEW = "needs review"  # named in another run, and the group is no longer quite the same
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Label:
     author: str  # who made the last change
     updated: datetime  # of the last change, aware, UTC
     version: int  # 1, 2, ...: counts changes
+    evidence: dict | None = None  # what the name in force rests on, frozen when it was given; see evidence.py
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class LabelChange:
     proposer: str | None
     author: str
     time: datetime  # aware, UTC
+    evidence: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class _Wording:
     text: str | None = None
     proposed: str | None = None
     proposer: str | None = None
+    evidence: dict | None = None
 
 
 class LabelStore(GroupStore[Label, LabelChange]):
@@ -75,10 +79,14 @@ class LabelStore(GroupStore[Label, LabelChange]):
 
     layout = Layout(
         noun="label",
-        version=1,
-        version_table="schema_version",
         key=("run_id", "group_id"),
-        content={"state": choice(LabelState), "text": sql.String(), "proposed": sql.String(), "proposer": sql.String()},
+        content={
+            "state": choice(LabelState),
+            "text": sql.String(),
+            "proposed": sql.String(),
+            "proposer": sql.String(),
+            "evidence": JSON,
+        },
         required=("state",),
         nothing=_Wording(),
         record=Label,
@@ -121,7 +129,7 @@ class LabelStore(GroupStore[Label, LabelChange]):
             if (now.proposed, now.proposer) == (text, proposer):
                 return now
             state = LabelState.PENDING if now.state == LabelState.REJECTED else now.state
-            return _Wording(state, now.text, text, proposer)
+            return _Wording(state, now.text, text, proposer, now.evidence)
 
         while True:  # a proposal overrules nobody, so it is made again on the newer version; each round somebody has succeeded
             label = self.get(run_id, group_id)
@@ -209,6 +217,7 @@ def to_csv(rows: list[dict]) -> str:
     writer = csv.DictWriter(out, _COLUMNS)
     writer.writeheader()
     for row in rows:
+        row = row | {"evidence": row["evidence"] and json.dumps(row["evidence"], ensure_ascii=False)}
         writer.writerow({name: spreadsheet_safe(value) for name, value in row.items()})
     return out.getvalue()
 

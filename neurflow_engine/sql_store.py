@@ -4,6 +4,7 @@ In: the columns of what is said, and changes by people who may work at once. Out
 is lost and nobody overwrites anybody unseen.
 """
 
+import json
 import os
 import sqlite3
 import unicodedata
@@ -17,8 +18,8 @@ from typing import Generic, Self, TypeVar
 
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.schema import CreateTable
 
+from neurflow_engine import migrations
 from neurflow_engine.errors import InputError, NeurflowError, WorkspaceError
 
 MAX_LENGTH = 120  # characters of a text or an author's name
@@ -27,7 +28,7 @@ Record = TypeVar("Record")
 Change = TypeVar("Change")
 
 
-class _UtcDateTime(sql.types.TypeDecorator):
+class UtcDateTime(sql.types.TypeDecorator):
     """Aware UTC times in any database; SQLite forgets the zone, so it is put back."""
 
     impl = sql.DateTime(timezone=True)
@@ -37,13 +38,16 @@ class _UtcDateTime(sql.types.TypeDecorator):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def choice(kind: type[StrEnum]) -> sql.Enum:
-    """Column type of a StrEnum, stored as its text."""
-    return sql.Enum(kind, native_enum=False, length=16, values_callable=lambda members: [member.value for member in members])
+def choice(kind: type[StrEnum], length: int = 16) -> sql.Enum:
+    """Column type of a StrEnum, stored as its text of at most ``length`` characters."""
+    return sql.Enum(kind, native_enum=False, length=length, values_callable=lambda members: [member.value for member in members])
+
+
+JSON = sql.JSON(none_as_null=True)  # column type of what is kept, but never searched
 
 
 class Layout(Generic[Record, Change]):
-    """The tables of one kind of thing that is said about groups, e.g. labels: one of things as they are, one of changes, one of versions.
+    """The tables of one kind of thing that is said about groups, e.g. labels: one of things as they are, one of changes.
 
     A thing is known by its key; its content is what a change writes and an undo brings back; author, time and version are added.
     """
@@ -51,8 +55,6 @@ class Layout(Generic[Record, Change]):
     def __init__(
         self,
         noun: str,
-        version: int,
-        version_table: str,
         key: Sequence[str],
         content: Mapping[str, sql.types.TypeEngine],
         required: Sequence[str],
@@ -63,14 +65,13 @@ class Layout(Generic[Record, Change]):
         """
         Args:
             noun: e.g. "label"; the tables are called after it.
-            version: of the tables; a database of a later one is refused.
             key: names of the text columns that a thing is known by.
             content: column types by name; ``required`` names those that are never empty.
             nothing: a frozen dataclass of the content's columns as they are before anybody said anything.
             record: dataclass of key, content, "author", "updated" and "version".
             change: dataclass of "version", "action", content, "author" and "time".
         """
-        self.noun, self.version, self.key, self.nothing = noun, version, tuple(key), nothing
+        self.noun, self.key, self.nothing = noun, tuple(key), nothing
         self.record, self.change = record, change
         self.metadata = sql.MetaData()
 
@@ -80,14 +81,13 @@ class Layout(Generic[Record, Change]):
         def keys() -> list[sql.Column]:
             return [sql.Column(name, sql.String, primary_key=True) for name in key]
 
-        self.versions = sql.Table(version_table, self.metadata, sql.Column("version", sql.Integer, primary_key=True, autoincrement=False))
         self.things = sql.Table(
             f"{noun}s",
             self.metadata,
             *keys(),
             *columns(),
             sql.Column("author", sql.String, nullable=False),
-            sql.Column("updated", _UtcDateTime, nullable=False),
+            sql.Column("updated", UtcDateTime, nullable=False),
             sql.Column("version", sql.Integer, nullable=False),
         )
         self.changes = sql.Table(
@@ -98,7 +98,7 @@ class Layout(Generic[Record, Change]):
             sql.Column("action", sql.String, nullable=False),
             *columns(),
             sql.Column("author", sql.String, nullable=False),
-            sql.Column("time", _UtcDateTime, nullable=False),
+            sql.Column("time", UtcDateTime, nullable=False),
             sql.Column("restores", sql.Integer),  # of an undo: the version it went back to; 0: before the first change
             sql.ForeignKeyConstraint(key, [f"{noun}s.{name}" for name in key]),
         )
@@ -112,33 +112,31 @@ class Layout(Generic[Record, Change]):
         return tuple(table.c[name] == value for name, value in zip(self.key, key, strict=True))
 
 
-class GroupStore(Generic[Record, Change]):
-    """Things that are said about groups; many threads and processes may use one database, and one store, at once.
+class SqlStore:
+    """Tables of one kind in the SQL database of the workspace; many threads and processes may use one database, and one store, at once.
 
-    Every change names the version it was made on (0: nobody said anything yet). A change made on an older version is refused with
-    ``_conflict`` and writes nothing. All methods raise WorkspaceError when the database cannot be used.
+    All methods raise WorkspaceError when the database cannot be used.
     """
 
-    layout: Layout[Record, Change]
+    noun: str  # e.g. "label": what messages call the database after
+    metadata: sql.MetaData  # the tables
 
     def __init__(self, url: str | sql.URL):
-        """Open the database and create its tables when they are missing; raises WorkspaceError in one sentence."""
+        """Open the database, upgrade it and create the tables where they are missing; raises WorkspaceError in one sentence."""
         try:
-            self._engine = sql.create_engine(url, pool_pre_ping=True)
+            parsed = sql.make_url(url)
+            # a server that does not answer is said to be so before anybody gives up waiting for the page
+            waiting = {"connect_timeout": 10} if parsed.get_backend_name() == "postgresql" else {}
+            self._engine = sql.create_engine(parsed, pool_pre_ping=True, connect_args=waiting)
         except (SQLAlchemyError, ImportError) as error:
-            problem = f"The {self.layout.noun} database URL cannot be used: {_first_line(error)}"
-            raise WorkspaceError(f"{problem}; expected e.g. sqlite:///labels.sqlite in NEURFLOW_DATABASE_URL.") from None
+            problem = f"The {self.noun} database URL cannot be used: {_first_line(error)}"
+            raise WorkspaceError(
+                f"{problem}; expected e.g. sqlite:///labels.sqlite or postgresql://user@host/database in NEURFLOW_DATABASE_URL."
+            ) from None
         if self._engine.dialect.name == "sqlite":
             sql.event.listen(self._engine, "connect", _prepare_sqlite)
         with self._speaking():
-            version = self._stored_version()
-            if version is None:
-                self._create_tables()
-        if version is not None and version > self.layout.version:
-            raise WorkspaceError(
-                f"The {self.layout.noun} database {self._name} has schema version {version}, this program knows {self.layout.version}; "
-                "update the program."
-            )
+            migrations.prepare(self._engine, self.metadata)
 
     @classmethod
     def for_workspace(cls, folder: Path | str) -> Self:
@@ -157,6 +155,46 @@ class GroupStore(Generic[Record, Change]):
     def close(self) -> None:
         """Let go of the database's connections; the store may be used again."""
         self._engine.dispose()
+
+    @property
+    def _name(self) -> str:
+        return self._engine.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """Turn whatever the database reports into one sentence."""
+        try:
+            yield
+        except IntegrityError:
+            raise _LostRace from None
+        except SQLAlchemyError as error:
+            raise WorkspaceError(
+                f"The {self.noun} database {self._name} cannot be used: {_first_line(error)}; "
+                "check that it can be reached and written and has space left, or set NEURFLOW_DATABASE_URL to another one."
+            ) from None
+
+    @contextmanager
+    def _reading(self) -> Iterator[sql.Connection]:
+        with self._speaking(), self._engine.connect() as connection:
+            yield connection
+
+
+class GroupStore(SqlStore, Generic[Record, Change]):
+    """Things that are said about groups.
+
+    Every change names the version it was made on (0: nobody said anything yet). A change made on an older version is refused with
+    ``_conflict`` and writes nothing.
+    """
+
+    layout: Layout[Record, Change]
+
+    @property
+    def noun(self) -> str:
+        return self.layout.noun
+
+    @property
+    def metadata(self) -> sql.MetaData:
+        return self.layout.metadata
 
     # reading
 
@@ -237,45 +275,6 @@ class GroupStore(Generic[Record, Change]):
         """What is raised when the thing is not as it was when ``mine`` was decided."""
         raise NotImplementedError
 
-    # the database
-
-    @property
-    def _name(self) -> str:
-        return self._engine.url.render_as_string(hide_password=True)
-
-    @contextmanager
-    def _speaking(self) -> Iterator[None]:
-        """Turn whatever the database reports into one sentence."""
-        try:
-            yield
-        except IntegrityError:
-            raise _LostRace from None
-        except SQLAlchemyError as error:
-            raise WorkspaceError(
-                f"The {self.layout.noun} database {self._name} cannot be used: {_first_line(error)}; "
-                "check that it can be reached and written and has space left, or set NEURFLOW_DATABASE_URL to another one."
-            ) from None
-
-    @contextmanager
-    def _reading(self) -> Iterator[sql.Connection]:
-        with self._speaking(), self._engine.connect() as connection:
-            yield connection
-
-    def _stored_version(self) -> int | None:
-        versions = self.layout.versions
-        with self._engine.connect() as connection:
-            if not sql.inspect(connection).has_table(versions.name):
-                return None
-            return connection.execute(sql.select(sql.func.max(versions.c.version))).scalar()
-
-    def _create_tables(self) -> None:
-        """Create what is missing; the version row comes last, so whoever sees it sees all tables."""
-        version = sql.insert(self.layout.versions).values(version=self.layout.version)
-        for statement in (*(CreateTable(table, if_not_exists=True) for table in self.layout.metadata.sorted_tables), version):
-            # an IntegrityError says that somebody who opened the new database in the same moment was faster
-            with suppress(IntegrityError), self._engine.begin() as connection:
-                connection.execute(statement)
-
 
 class _LostRace(Exception):
     """Somebody else wrote the version that was about to be written."""
@@ -309,3 +308,11 @@ def checked_text(text: str, what: str = "A label", longest: int = MAX_LENGTH) ->
     if categories & {"Cc", "Cs", "Zl", "Zp"}:
         raise InputError(f"{what} is one line without control characters, got {text!r}.")
     return text
+
+
+def checked_json(value: object, what: str) -> object:
+    """The value as JSON brings it back (tuples as lists); raises InputError where JSON cannot hold it, e.g. NaN."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} cannot be kept as JSON: {error}; use plain numbers, texts, lists and None.") from None

@@ -70,8 +70,6 @@ class VerdictStore(GroupStore[Verdict, VerdictChange]):
 
     layout = Layout(
         noun="verdict",
-        version=1,
-        version_table="verdict_schema_version",
         key=("run_id", "report_id", "group_id"),
         content={"judgement": choice(Judgement), "note": sql.String()},
         required=(),

@@ -393,7 +393,7 @@ def test_sqlite_keeps_a_write_ahead_log_and_checks_foreign_keys(store, tmp_path)
     with sqlite3.connect(tmp_path / "labels.sqlite") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     orphan = sqlalchemy.text(
-        "INSERT INTO label_changes VALUES ('r', 'g', 1, 'edited', 'edited', 'x', NULL, NULL, 'ana', '2026-01-01', NULL)"
+        "INSERT INTO label_changes VALUES ('r', 'g', 1, 'edited', 'edited', 'x', NULL, NULL, NULL, 'ana', '2026-01-01', NULL)"
     )
     with store._engine.begin() as connection, pytest.raises(sqlalchemy.exc.IntegrityError):
         connection.execute(orphan)
@@ -426,5 +426,5 @@ def test_exports_hold_the_chosen_runs_sorted_and_round_trip(store):
 
 
 def test_an_empty_export_still_has_its_header(store):
-    assert to_csv(store.export_rows()).splitlines() == ["run_id,group_id,proposed,proposer,text,state,author,updated,version"]
+    assert to_csv(store.export_rows()).splitlines() == ["run_id,group_id,proposed,proposer,text,state,author,updated,version,evidence"]
     assert json.loads(to_json([])) == []

@@ -24,7 +24,13 @@ from pages.ui import cached, session
 TRUSTED = {True: ("trusted", "✓"), False: ("not to be trusted", "✗"), None: ("undecided", "?")}
 ADDS, TAKES, GREY = "#D55E00", "#0072B2", "#8A9499"  # vermillion and blue differ with any colour vision
 MARK = "#E6007E"  # a box on a picture
-STATE_COLOURS = {LabelState.PENDING: "gray", LabelState.APPROVED: "green", LabelState.EDITED: "blue", LabelState.REJECTED: "red"}
+STATE_COLOURS = {
+    LabelState.PENDING: "gray",
+    LabelState.APPROVED: "green",
+    LabelState.EDITED: "blue",
+    LabelState.REJECTED: "red",
+    LabelState.NEEDS_REVIEW: "orange",
+}
 
 _STYLE = f"""<style>
 .stMainBlockContainer {{ padding: 4.25rem clamp(1rem, 3vw, 3rem) 3rem; max-width: 1560px; }}
