@@ -44,11 +44,23 @@ class MemoryLimitError(NeurflowError):
 
 
 class LabelConflictError(NeurflowError):
-    """A label was changed by somebody else since it was read; both texts are in the message."""
+    """A label was changed by somebody else since it was read; both texts are in the message, and ``theirs`` is the label as it is now."""
+
+    def __init__(self, message: str, theirs: object = None):
+        super().__init__(message)
+        self.theirs = theirs  # a labels.Label; None when there is none any more
 
 
 class VerdictConflictError(NeurflowError):
     """A verdict was changed by somebody else since it was read; both are in the message."""
+
+
+class LLMError(NeurflowError):
+    """A language model cannot be used at all: no server, a refused key, an unknown model."""
+
+
+class NoReplyError(LLMError):
+    """One request to a language model came to nothing; others may succeed."""
 
 
 class JobError(NeurflowError):
