@@ -166,7 +166,7 @@ class SqlStore:
         try:
             yield
         except IntegrityError:
-            raise _LostRace from None
+            raise LostRace from None
         except SQLAlchemyError as error:
             raise WorkspaceError(
                 f"The {self.noun} database {self._name} cannot be used: {_first_line(error)}; "
@@ -243,10 +243,10 @@ class GroupStore(SqlStore, Generic[Record, Change]):
                 else:
                     where = (*layout.of(layout.things, key), layout.things.c.version == expected_version)
                     if not connection.execute(sql.update(layout.things).where(*where).values(**asdict(after))).rowcount:
-                        raise _LostRace
+                        raise LostRace
                 entry = {**known_by, "version": version, "action": action, "author": author, "time": time}
                 connection.execute(sql.insert(layout.changes).values(**entry, **asdict(new), restores=restores))
-        except _LostRace:
+        except LostRace:
             raise self._conflict(self._get(key), key, expected_version, mine) from None
         return after
 
@@ -276,7 +276,7 @@ class GroupStore(SqlStore, Generic[Record, Change]):
         raise NotImplementedError
 
 
-class _LostRace(Exception):
+class LostRace(Exception):
     """Somebody else wrote the version that was about to be written."""
 
 

@@ -31,6 +31,7 @@ WITHOUT_TORCH = [
     "demo",
     "demo.draw",
     "errors",
+    "evidence",
     "fidelity",
     "groups",
     "images",

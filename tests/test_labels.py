@@ -414,7 +414,9 @@ def test_exports_hold_the_chosen_runs_sorted_and_round_trip(store):
     assert store.export_rows([]) == []
 
     label = store.get("run-a", "layer/0")
-    assert rows[0] == asdict(label) | {"state": "pending", "updated": label.updated.isoformat()}
+    (change,) = store.history("run-a", "layer/0")
+    history = [asdict(change) | {"state": "pending", "time": label.updated.isoformat()}]
+    assert rows[0] == asdict(label) | {"state": "pending", "updated": label.updated.isoformat(), "history": history}
     assert json.loads(to_json(rows)) == rows
     assert "＝wide" in to_json(rows)
 
@@ -422,9 +424,12 @@ def test_exports_hold_the_chosen_runs_sorted_and_round_trip(store):
     for row in table:  # what a spreadsheet opens: no cell is a formula
         assert not any(cell.startswith(("=", "+", "-", "@", "＝")) for cell in row.values())
     plain = [{name: cell.removeprefix("'") or None for name, cell in row.items()} for row in table]
-    assert plain == [row | {"version": str(row["version"])} for row in rows]
+    expected = [row | {"version": str(row["version"])} for row in rows]
+    assert [row | {"history": json.loads(row["history"])} for row in plain] == expected
 
 
 def test_an_empty_export_still_has_its_header(store):
-    assert to_csv(store.export_rows()).splitlines() == ["run_id,group_id,proposed,proposer,text,state,author,updated,version,evidence"]
+    assert to_csv(store.export_rows()).splitlines() == [
+        "run_id,group_id,proposed,proposer,text,state,author,updated,version,evidence,history"
+    ]
     assert json.loads(to_json([])) == []
