@@ -164,6 +164,30 @@ def _parser() -> argparse.ArgumentParser:
     _add_report_flag(export)
     export.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
 
+    label = command("label", _label, "propose names for groups, by a language model or offline, and score them on patches held out")
+    label.add_argument("run")
+    label.add_argument("--groups", type=_names, metavar="G1,G2", help="default: all below the logits")
+    label.add_argument("--offline", action="store_true", help="ask no language model, also where one is configured")
+    label.add_argument("--estimate", action="store_true", help="ask nobody: say what would be asked and what it would cost")
+    which = label.add_mutually_exclusive_group()
+    which.add_argument("--no-score", action="store_true", help="propose only")
+    which.add_argument("--rescore", action="store_true", help="score the names there are, propose none")
+    label.add_argument("--again", action="store_true", help="ask also what was answered before, and about approved and edited labels")
+    label.add_argument("--patches", type=int, help="of a group, that are shown to the proposer")
+    label.add_argument("--side", type=int, metavar="PIXELS", help="longer side of a patch that is sent")
+    label.add_argument("--held-out", type=int, help="patches on which a name is tested")
+    label.add_argument("--per-request", type=int, help="of them in one question")
+    label.add_argument("--concurrency", type=int, help="groups at once")
+    label.add_argument("--seed", type=int)
+
+    labels = command("labels", _labels_moved, "list labels, take them out, bring them in")
+    labels.add_argument("action", choices=("list", "export", "import"))
+    labels.add_argument("run", nargs="?", help="default: all runs of the workspace")
+    labels.add_argument("--format", choices=("csv", "json"), help="default: by the file's ending, else json")
+    labels.add_argument("--out", type=Path, metavar="FILE", help="of export; default: stdout")
+    labels.add_argument("--in", dest="file", type=Path, metavar="FILE", help="of import")
+    labels.add_argument("--author", default="import", metavar="NAME", help="of import: in whose name, where a row names nobody")
+
     demo = command("demo", _demo, "write the embedded demo images and analyse them")
     _add_machine_flags(demo)
     return parser
@@ -308,6 +332,97 @@ def _labels(workspace: Workspace, run: Run) -> dict[str, str]:
     except WorkspaceError as error:
         print(f"The groups have no names here. {error}", file=sys.stderr)
         return {}
+
+
+def _label(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine import labelling
+    from neurflow_engine.llm import settings_from_environment
+
+    run = workspace.open_run(arguments.run)
+    names = ("groups", "patches", "side", "held_out", "per_request", "concurrency", "seed", "offline", "again")
+    switches = {"propose": not arguments.rescore, "score": not arguments.no_score}
+    settings = checked(labelling.LabellingSettings, **_chosen(arguments, names), **switches)
+    llm = None if arguments.offline else settings_from_environment()
+    if llm is None and not arguments.offline:
+        print("NEURFLOW_LLM_MODEL names no language model, so names are plain descriptions computed from the patches.", file=sys.stderr)
+    if arguments.estimate:
+        found = labelling.estimate(run, workspace, settings, llm)
+        return found, f"{found['groups']} groups: {_cost_text(found)}"
+    found = labelling.label_run(run, workspace, settings, progress, llm)
+    return found, _label_text(found)
+
+
+def _label_text(found: dict) -> str:
+    lines = [
+        f"{found['groups']} groups: {found['proposed']} named by {found['model']}, {found['no_common_feature']} without a common feature, "
+        f"{found['failed']} failed, {found['kept']} kept as people decided",
+        f"{found['scored']} names scored by {found['scorer']}, {found['supported']} supported",
+        _cost_text(found),
+    ]
+    lines += [f"{entry['group']:<16} failed: {entry['reason']}" for entry in found["failures"]]
+    lines += [f"{entry['group']:<16} not scored: {entry['reason']}" for entry in found["not_scored"]]
+    return "\n".join(lines)
+
+
+def _cost_text(found: dict) -> str:
+    price = f"{found['cost']:.4f} {found['currency']}" if found["prices_known"] else "price unknown (set NEURFLOW_PRICES)"
+    asked = f"{found['requests']} requests, {found['cached']} answers known already"
+    return f"{asked}, {found['tokens_in']:,} tokens in, {found['tokens_out']:,} out, {price}"
+
+
+def _labels_moved(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine.labels import LabelStore
+
+    if (arguments.file is not None) != (arguments.action == "import"):
+        raise InputError(f"labels {arguments.action}: --in FILE goes with import, and import needs it.")
+    if arguments.out and arguments.action != "export":
+        raise InputError(f"labels {arguments.action}: --out goes with export.")
+    if not workspace.root.is_dir() and arguments.action != "import":
+        raise WorkspaceError(f"Workspace {workspace.root} does not exist, so it has no labels.")
+    run = arguments.run and workspace.open_run(arguments.run).id
+    with closing(LabelStore.for_workspace(workspace.root)) as store:
+        if arguments.action == "import":
+            return _imported(arguments, store, run)
+        rows = store.export_rows(run and [run])
+    if arguments.action == "list":
+        lines = (f"{row['run_id']}  {row['group_id']:<16} {row['state']:<12} {row['text'] or row['proposed'] or ''}" for row in rows)
+        return {"schema": SCHEMA, "labels": rows}, "\n".join(lines) or "There are no labels."
+    return _exported(arguments, rows)
+
+
+def _exported(arguments, rows: list[dict]) -> tuple[dict, str]:
+    from neurflow_engine.labels import to_csv, to_json
+
+    text = to_csv(rows) if _format(arguments.format, arguments.out) == "csv" else to_json(rows)
+    if arguments.out is None:
+        return {"schema": SCHEMA, "labels": rows}, text.rstrip("\n")
+    result, said = _written(arguments.out, text.encode())
+    return result | {"labels": len(rows)}, f"{said}: {len(rows)} labels"
+
+
+def _imported(arguments, store, run: str | None) -> tuple[dict, str]:
+    from neurflow_engine.labels import read_csv, read_json
+
+    try:
+        content = arguments.file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{arguments.file} cannot be read ({error.strerror}).") from None
+    rows, problems = (read_csv if _format(arguments.format, arguments.file) == "csv" else read_json)(content)
+    mine = [row for row in rows if run in (None, row["run_id"])]
+    if len(mine) < len(rows):
+        problems.append(f"{len(rows) - len(mine)} rows are about other runs than {run} and were left out.")
+    n, refused = store.import_rows(mine, arguments.author)
+    for problem in [*problems, *refused]:
+        print(problem, file=sys.stderr)
+    return {
+        "schema": SCHEMA,
+        "imported": n,
+        "problems": [*problems, *refused],
+    }, f"{n} labels imported, {len(problems) + len(refused)} problems"
+
+
+def _format(asked: str | None, file: Path | None) -> str:
+    return asked or ("csv" if file and file.suffix.lower() == ".csv" else "json")
 
 
 def _debug(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
