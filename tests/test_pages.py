@@ -496,35 +496,6 @@ class TestLabels:
     def store(self, run):
         return LabelStore.for_workspace(cached.workspace().root)
 
-    def test_a_typed_name_is_approved_and_the_next_group_opens(self, run, store):
-        first, second = (group.id for group in run.circuit.groups[1:3])
-        app = opened("labels", run=run.id, group=first)
-        app.text_input(key=f"name_{first}_0").set_value(EVIL[:100])
-        app.button(key="approve").click().run()
-        label = store.get(run.id, first)
-        assert (label.text, label.state) == (EVIL[:100], "approved")
-        assert in_address(app, "group") == second
-
-    def test_a_change_made_meanwhile_is_shown_with_both_texts(self, run, store):
-        group = run.circuit.groups[1].id
-        app = opened("labels", run=run.id, group=group)
-        store.edit(run.id, group, "theirs", "ana", 0)
-        app.text_input(key=f"name_{group}_0").set_value("mine")
-        app.button(key="save").click().run()
-        assert "theirs" in app.error[0].value
-        assert "mine" in app.error[0].value
-        assert store.get(run.id, group).text == "theirs"
-
-    def test_rejecting_can_be_undone(self, run, store):
-        group = run.circuit.groups[1].id
-        store.edit(run.id, group, "star", "ana", 0)
-        app = opened("labels", run=run.id, group=group)
-        app.button(key="reject").click().run()
-        assert store.get(run.id, group).state == "rejected"
-        app = opened("labels", run=run.id, group=group)
-        app.button(key="undo").click().run()
-        assert (store.get(run.id, group).text, store.get(run.id, group).state) == ("star", "edited")
-
     def test_the_name_is_shown_on_the_circuit_page(self, run, store):
         group = run.circuit.groups[1].id
         store.edit(run.id, group, "white star", "ana", 0)

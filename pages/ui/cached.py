@@ -12,6 +12,7 @@ from neurflow_engine import catalogue
 from neurflow_engine.images import open_image
 from neurflow_engine.jobs import Jobs
 from neurflow_engine.labels import LabelStore
+from neurflow_engine.proposals import ProposalStore
 from neurflow_engine.store import DebugReport, Evaluation, Run, Workspace
 from neurflow_engine.verdicts import VerdictStore
 from pages.ui import graph
@@ -32,6 +33,11 @@ def jobs() -> Jobs:
 def labels() -> LabelStore:
     """The labels of the workspace."""
     return _labels(str(workspace().root))
+
+
+def proposals() -> ProposalStore:
+    """Proposed labels and their scores in the workspace."""
+    return _proposals(str(workspace().root))
 
 
 def verdicts() -> VerdictStore:
@@ -62,6 +68,11 @@ def _jobs(root: str) -> Jobs:
 @st.cache_resource
 def _labels(root: str) -> LabelStore:
     return LabelStore.for_workspace(root)
+
+
+@st.cache_resource
+def _proposals(root: str) -> ProposalStore:
+    return ProposalStore.for_workspace(root)
 
 
 @st.cache_resource

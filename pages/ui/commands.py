@@ -58,6 +58,20 @@ def fidelity(run: Run, refine: bool) -> Job:
     return _start("fidelity", f"Check {run.circuit.target_name}", ["fidelity", run.id, *(["--refine"] if refine else [])])
 
 
+def label(run: Run, groups: Sequence[str] | None, settings: Mapping[str, object], again: bool) -> Job:
+    """Propose labels for groups of a run (None: for all) and score them; ``settings`` are fields of LabellingSettings."""
+    chosen = [f"--groups={','.join(groups)}"] if groups is not None else []
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        chosen += ([flag] if value else []) if isinstance(value, bool) else [flag, _written(value)]
+    return _start("label", f"Labels for {run.circuit.target_name}", ["label", run.id, *chosen, *(["--again"] if again else [])])
+
+
+def score_label(run: Run, groups: Sequence[str]) -> Job:
+    """Score the wordings that groups of a run have now."""
+    return _start("label", f"Scores for {run.circuit.target_name}", ["label", run.id, f"--groups={','.join(groups)}", "--rescore"])
+
+
 def latest(kind: str, *also: str) -> Job | None:
     """The newest job of some kinds that runs, or else the newest one if it failed."""
     jobs = [job for job in cached.jobs().all() if job.kind in (kind, *also)]
