@@ -3,7 +3,7 @@
 import streamlit as st
 
 from neurflow_engine.store import Run
-from pages.ui import label_files, label_review, label_score, label_table, show
+from pages.ui import label_files, label_proposals, label_review, label_score, label_table, show
 from pages.ui.label_scene import Scene
 
 VIEWS = ("Review", "Table", "Proposals", "Files")
@@ -31,8 +31,6 @@ def labels_page(run: Run) -> None:
         label_table.filters(scene)
         label_table.table(scene)
     elif view == "Proposals":
-        from pages.ui import label_proposals
-
         label_proposals.proposals(Scene.of(run))
     else:
         label_files.files(run)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from neurflow_engine.jobs import Job, JobState
+from neurflow_engine.labelling import LabellingSettings
 from neurflow_engine.store import Evaluation, Run
 from pages.ui import cached
 
@@ -58,18 +59,18 @@ def fidelity(run: Run, refine: bool) -> Job:
     return _start("fidelity", f"Check {run.circuit.target_name}", ["fidelity", run.id, *(["--refine"] if refine else [])])
 
 
-def label(run: Run, groups: Sequence[str] | None, settings: Mapping[str, object], again: bool) -> Job:
-    """Propose labels for groups of a run (None: for all) and score them; ``settings`` are fields of LabellingSettings."""
-    chosen = [f"--groups={','.join(groups)}"] if groups is not None else []
-    for name, value in settings.items():
-        flag = f"--{name.replace('_', '-')}"
-        chosen += ([flag] if value else []) if isinstance(value, bool) else [flag, _written(value)]
-    return _start("label", f"Labels for {run.circuit.target_name}", ["label", run.id, *chosen, *(["--again"] if again else [])])
+def label(run: Run, settings: LabellingSettings) -> Job:
+    """Propose labels for groups of a run and score them."""
+    chosen = []
+    for name, value in settings.model_dump(exclude_defaults=True).items():
+        flag = "--no-score" if name == "score" else f"--{name.replace('_', '-')}"
+        chosen += [flag] if isinstance(value, bool) else [flag, _written(value)]
+    return _start("label", f"Labels for {run.circuit.target_name}", ["label", run.id, *chosen])
 
 
 def score_label(run: Run, groups: Sequence[str]) -> Job:
     """Score the wordings that groups of a run have now."""
-    return _start("label", f"Scores for {run.circuit.target_name}", ["label", run.id, f"--groups={','.join(groups)}", "--rescore"])
+    return _start("label", f"Scores for {run.circuit.target_name}", ["label", run.id, "--groups", ",".join(groups), "--rescore"])
 
 
 def latest(kind: str, *also: str) -> Job | None:

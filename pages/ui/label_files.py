@@ -42,7 +42,7 @@ def import_() -> None:
     st.html("<b>Import</b>")
     given = st.file_uploader("A CSV or JSON file of labels", ("csv", "json"), key="labels_file")
     if given is None:
-        st.caption("What is imported becomes the newest version of a label; what was there stays in its history.")
+        st.caption("What is newer in the file is added with its history. A label that went another way here is left as it is, and named.")
         return
     rows, problems = (read_json if given.name.casefold().endswith(".json") else read_csv)(given.getvalue())
     runs = len({row["run_id"] for row in rows})
@@ -51,7 +51,7 @@ def import_() -> None:
     st.button(f"Import {len(rows)} labels", key="labels_import", type="primary", disabled=not rows, on_click=_bring_back, args=(rows,))
     done = session.value("labels imported")
     if done and done[0] == given.file_id:
-        st.text(f"{done[1]} imported, {len(done[2])} not")
+        st.text(f"{done[1]} new or changed, {len(done[2])} refused")
         _problems(done[2])
 
 

@@ -57,28 +57,27 @@ def form(scene: Scene) -> None:
         return
     st.html(f'<div class="nf-word">{_explained(who, llm)}</div>')
     groups = st.selectbox("For which groups", GROUPS, key="propose_for", persist_state="session")
-    chosen, settings, again = _groups(scene, groups), {"offline": who == OFFLINE}, False
+    chosen, settings = _groups(scene, groups), {"offline": who == OFFLINE}
     with st.expander("Settings"):
-        settings["no_score"] = not st.toggle("Score each label", value=True, key="propose_score", persist_state="session")
+        settings["score"] = st.toggle("Score each label", value=True, key="propose_score", persist_state="session")
         if who == MODEL:
             first, second, third = st.columns(3)
             usual = LabellingSettings()
-            settings["patches"] = first.number_input("Patches shown", 2, 32, usual.patches, key="propose_patches", persist_state="session")
-            settings["side"] = second.number_input("Pixels per side", 64, 512, usual.side, 32, key="propose_side", persist_state="session")
+            settings["patches"] = first.number_input("Patches shown", 1, 64, usual.patches, key="propose_patches", persist_state="session")
+            settings["side"] = second.number_input("Pixels per side", 16, 1024, usual.side, 16, key="propose_side", persist_state="session")
             settings["concurrency"] = third.number_input(
-                "At a time", 1, 32, usual.concurrency, key="propose_concurrency", persist_state="session"
+                "Groups at once", 1, 64, usual.concurrency, key="propose_at_once", persist_state="session"
             )
-        again = st.toggle("Ask also what was asked or decided before", key="propose_again", persist_state="session",
-                          help="A name in force stays in force until a person approves another one.")  # fmt: skip
+        settings["again"] = st.toggle("Ask also what was answered or decided before", key="propose_again", persist_state="session",
+                                      help="A name in force stays in force until a person approves another one.")  # fmt: skip
     if not chosen:
         st.caption("There is no such group.")
         return
-    wanted = None if len(chosen) == len(scene.groups) else tuple(chosen)
-    st.html(_price(scene.run, wanted, settings, again, llm if who == MODEL else None))
-    running = _running(scene.run)
+    asked = LabellingSettings(groups=None if len(chosen) == len(scene.groups) else tuple(chosen), **settings)
+    st.html(_price(scene.run, asked, llm))
     st.button(
-        f"Propose for {len(chosen)} groups", key="propose", type="primary", disabled=running is not None,
-        on_click=session.quietly(lambda: commands.label(scene.run, wanted, settings, again)),
+        f"Propose for {len(chosen)} groups", key="propose", type="primary", disabled=_running(scene.run) is not None,
+        on_click=session.quietly(lambda: commands.label(scene.run, asked)),
     )  # fmt: skip
 
 
@@ -105,27 +104,26 @@ def _groups(scene: Scene, which: str) -> list[str]:
     return groups
 
 
-def _price(run: Run, groups: tuple[str, ...] | None, settings: Mapping, again: bool, llm: LLMSettings | None) -> str:
+def _price(run: Run, settings: LabellingSettings, llm: LLMSettings | None) -> str:
     """HTML of requests, tokens and cost before anything is asked."""
-    if llm is None:
+    if settings.offline or llm is None:
         return '<div class="nf-facts"><div><b>0</b> requests</div><div><b>0</b> tokens</div><div>costs <b>nothing</b></div></div>'
-    expected = _estimate(run.id, groups, tuple(sorted(settings.items())), again, llm.model, llm.scorer)
+    expected = _estimate(run.id, settings.model_dump_json(), llm.model, llm.scorer)
     cost = f"about <b>{expected['cost']:.2f} {escape(expected['currency'])}</b>" if expected["prices_known"] else "price <b>unknown</b>"
+    kept = f"{expected['cached']:,} more replies are kept from before and cost nothing. " if expected["cached"] else ""
     return (
         f'<div class="nf-facts"><div><b>{expected["requests"]:,}</b> requests</div><div><b>{expected["tokens_in"]:,}</b> tokens in</div>'
-        f"<div><b>{expected['tokens_out']:,}</b> tokens out, at most</div><div>{cost}</div></div>"
-        '<div class="nf-small">At most: what was asked before comes from the kept replies.'
-        + ("" if expected["prices_known"] else " Prices come from the file that NEURFLOW_PRICES names.")
-        + "</div>"
+        f'<div><b>{expected["tokens_out"]:,}</b> tokens out</div><div>{cost}</div></div><div class="nf-small">Estimated; replies that '
+        f"have to be asked for again come on top. {kept}"
+        f"{'' if expected['prices_known'] else 'Prices come from the file that NEURFLOW_PRICES names.'}</div>"
     )
 
 
-@st.cache_data(ttl=20, max_entries=32, show_spinner=False)
-def _estimate(run_id: str, groups: tuple[str, ...] | None, settings: tuple, again: bool, _model: str, _scorer: str) -> dict:
-    wanted = dict(settings)
-    return estimate(
-        cached.run(run_id), cached.workspace(), LabellingSettings(groups=groups, again=again, **wanted), settings_from_environment()
-    )
+@st.cache_data(ttl=20, max_entries=32, show_spinner="Counting requests …")
+def _estimate(run_id: str, settings: str, model: str, scorer: str) -> dict:
+    """Of the models that the environment names; these are part of the key."""
+    asked = LabellingSettings.model_validate_json(settings)
+    return estimate(cached.run(run_id), cached.workspace(), asked, settings_from_environment())
 
 
 def _running(run: Run) -> Job | None:
