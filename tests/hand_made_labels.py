@@ -1,6 +1,12 @@
 """Proposals and scores made by hand: as a language model and a scorer could have left them."""
 
+import shutil
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.proposals import Outcome, Proposal, ProposalStore, Score
@@ -9,6 +15,20 @@ from neurflow_engine.store import Run
 
 MODEL, SCORER, RUNNER_UP = "vision-9b", "vision-9b-scorer", "bright corner"
 TIME = datetime(2026, 1, 1, 10, 2, tzinfo=UTC)
+
+
+def with_more_groups(run: Run, workspace: Path, at_least: int) -> Run:
+    """A copy of a run in which groups are divided in two by their patches until there are enough of them to review."""
+    folder = shutil.copytree(run.folder, workspace / "runs" / run.id)
+    groups = list(run.circuit.groups)
+    for place, group in enumerate([group for group in groups if group.layer != LOGITS]):
+        if len(groups) > at_least:
+            break
+        half = len(group.patches) // 2
+        groups[groups.index(group)] = replace(group, patches=group.patches[:half])
+        groups.append(replace(group, id=f"{group.layer}/{100 + place}", patches=group.patches[half:]))
+    pq.write_table(pa.Table.from_pylist([asdict(group) for group in groups]), folder / "groups.parquet")
+    return Run(folder)
 
 
 def interval(value: float, width: float = 0.08) -> dict:

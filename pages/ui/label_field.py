@@ -12,6 +12,7 @@ from pages.ui import session
 
 KEY = "name_field"
 ACCEPT, SAVE = "accept", "save"
+_REMEMBERED = "author remembered"
 
 _FIELD = st.components.v2.component(
     "neurflow_name",
@@ -76,7 +77,7 @@ function make(parent) {
   const take = text => { input.value = text; typed(); tell(); };
   input.oninput = typed;
   input.onblur = () => { tell(); says(); };
-  input.onfocus = says;
+  input.onfocus = () => { field.before = { value: input.value, draft: kept(field.data.group) }; says(); };
   input.onkeydown = event => {
     if (event.isComposing) return;
     if (event.key === 'Enter') {
@@ -106,16 +107,26 @@ function make(parent) {
     if (data.settled && kept(data.settled.group)?.text === data.settled.text) keep(data.settled.group, null);
     const draft = kept(data.group), now = JSON.stringify([data.run, data.group, data.version, data.text]);
     if (now !== field.shown) {
-      const moved = field.group !== data.group;
-      field.shown = now; field.group = data.group;
-      field.typedOn = draft ? draft.version : null;
-      if (moved || !input.matches(':focus')) {
+      const moved = field.group !== data.group, focused = input.matches(':focus');
+      if (moved && focused && input.value !== field.before.value) {
+        // somebody began to type when the next group was on the screen, but not yet in this field: what is typed belongs to that group
+        keep(field.group, field.before.draft);
+        field.typedOn = null;
+        typed();
+      } else if (moved || !focused) {
         input.value = draft ? draft.text : data.text;
-        if (moved) input.blur();
+        field.typedOn = draft ? draft.version : null;
+        if (focused) input.select();
       }
+      field.shown = now; field.group = input.dataset.group = data.group;
     }
     field.told = data.known ?? data.text;
     if (!input.matches(':focus')) tell();
+    if (data.author) { try { localStorage.setItem('neurflow author', data.author); } catch {} }
+    else if (!field.asked) {
+      field.asked = true; // once: a name that is taken away stays away
+      try { const author = localStorage.getItem('neurflow author'); if (author) field.set('author', author); } catch {}
+    }
     input.placeholder = data.placeholder;
     input.maxLength = data.longest;
     field.others.replaceChildren(...data.others.map(other => {
@@ -164,6 +175,12 @@ def name_field(
         on_enter: called with {"group", "version", "text", "how": ACCEPT or SAVE} before the page is drawn again.
     """
 
+    def remembered() -> None:
+        author = session.component(KEY, "author")
+        if isinstance(author, str) and not session.value("author"):
+            session.set_value("author", author[:MAX_LENGTH])
+            session.set_value(_REMEMBERED, True)
+
     def entered() -> None:
         pressed = session.component(KEY, "enter")
         if isinstance(pressed, dict):
@@ -174,13 +191,20 @@ def name_field(
         "group": group,
         "version": version,
         "text": text,
+        "author": (session.value("author") or "").strip(),
         "known": draft(group, version),
         "others": [{"text": one, "by": by} for one, by in others],
         "settled": settled,
         "placeholder": "What do these patches share? e.g. white star on magenta",
         "longest": MAX_LENGTH,
     }
-    _FIELD(data=data, default={"draft": None}, on_draft_change=lambda: None, on_enter_change=entered, key=KEY)
+    _FIELD(
+        data=data, default={"draft": None, "author": None}, on_draft_change=lambda: None, on_author_change=remembered,
+        on_enter_change=entered, key=KEY,
+    )  # fmt: skip
+    if session.value(_REMEMBERED):  # by this browser: the field with the person's name is drawn outside of the fragment
+        session.set_value(_REMEMBERED, None)
+        st.rerun()
 
 
 def draft(group: str, version: int) -> str | None:
