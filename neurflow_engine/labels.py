@@ -473,7 +473,7 @@ def _checked_row(row: object) -> _ImportedRow:
     """Raises InputError when anything in the row is not as an export would have it."""
     if not isinstance(row, Mapping):
         raise InputError(f"A label is an object with run_id and group_id, got {type(row).__name__}.")
-    run_id, group_id = (checked_text(_text(row, name), f"The {name}", ID_LENGTH) for name in ("run_id", "group_id"))
+    run_id, group_id = (checked_text(_text(row, name) or "", f"The {name}", ID_LENGTH) for name in ("run_id", "group_id"))
     history = row.get("history") or []
     if not isinstance(history, list):
         raise InputError(f"The history of a label is a list of changes, got {type(history).__name__}.")

@@ -16,6 +16,7 @@ from neurflow_engine.errors import WorkspaceError
 
 VERSIONS = sql.Table("schema_version", sql.MetaData(), sql.Column("version", sql.Integer, primary_key=True, autoincrement=False))
 _VERDICT_VERSIONS = "verdict_schema_version"  # of version 1, in which verdicts counted for themselves
+_TABLES = ("labels", "label_changes", "verdicts", "verdict_changes")  # what people said; a server may hold tables of others too
 _LOCK = 0x6E66_6C6F  # any number that no other program on a PostgreSQL server is likely to lock
 
 
@@ -34,7 +35,7 @@ VERSION = max(STEPS)
 def prepare(engine: sql.Engine, tables: sql.MetaData) -> None:
     """Bring a database to the present version, and create those of the tables that it lacks. All of it happens, or nothing.
 
-    Before an upgrade, a SQLite file is copied to e.g. ``labels.sqlite.v1.bak`` beside it, and on a server every table to e.g.
+    Before an upgrade, a SQLite file is copied to e.g. ``labels.sqlite.v1.bak`` beside it, and on a server each table to e.g.
     ``labels_v1``. Raises WorkspaceError when the database is newer than this program or the copy cannot be written.
     """
     with engine.connect() as connection:
@@ -79,16 +80,16 @@ def _alone(engine: sql.Engine) -> Iterator[sql.Connection]:
 
 def _back_up(connection: sql.Connection, version: int) -> None:
     if connection.dialect.name != "sqlite":
-        for table in sql.inspect(connection).get_table_names():
-            if table not in (VERSIONS.name, _VERDICT_VERSIONS):
-                connection.execute(sql.text(f"CREATE TABLE {table}_v{version} AS SELECT * FROM {table}"))
+        for table in set(_TABLES) & set(sql.inspect(connection).get_table_names()):
+            connection.execute(sql.text(f"CREATE TABLE {table}_v{version} AS SELECT * FROM {table}"))
         return
     path = connection.exec_driver_sql("PRAGMA database_list").one()[2]
     ends = (f".v{version}{f'.{number}' if number > 1 else ''}.bak" for number in count(1))
     backup = next(path + end for end in ends if not os.path.exists(path + end))
     try:
-        with closing(sqlite3.connect(f"{backup}.partial")) as copy:
-            connection.connection.driver_connection.backup(copy)
+        # read through a connection of its own: one that is about to write would make the copy wait for itself
+        with closing(sqlite3.connect(path)) as original, closing(sqlite3.connect(f"{backup}.partial")) as copy:
+            original.backup(copy)
         os.replace(f"{backup}.partial", backup)
     except (sqlite3.Error, OSError) as error:
         raise WorkspaceError(

@@ -3,8 +3,11 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
+import postgres
 import pytest
+import sqlalchemy
 from PIL import Image, ImageDraw
 
 # Set before torch is loaded anywhere: the nets of the tests are too small for two threads to help, and child processes inherit it.
@@ -110,3 +113,27 @@ def misled_report(demo_run, misled_images, demo_workspace):
     from neurflow_engine.misleading import find_misleading
 
     return find_misleading(demo_run, misled_images, demo_workspace, device="cpu", workers=0, draws=40)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL server; ``.format(database)`` makes it a URL."""
+    if postgres.missing() and not os.environ.get("CI"):
+        pytest.skip(postgres.missing())
+    with postgres.server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path) -> Iterator[str]:
+    """URL of an empty database, of either kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'labels.sqlite'}"
+        return
+    server, name = request.getfixturevalue("postgres_server"), f"test_{uuid4().hex}"
+    engine = sqlalchemy.create_engine(server.format("postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+        yield server.format(name)
+        connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()

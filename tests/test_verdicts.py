@@ -15,8 +15,8 @@ RUN, GROUP, CONTRAST, REPORT = "demo-1", "blocks.3/2", "blocks.3/contrast-1", "d
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'labels.sqlite'}"
+def url(database):
+    return database
 
 
 @pytest.fixture
