@@ -1,8 +1,11 @@
 """The review queue in a real browser: keys alone, drafts that survive a reload, two people at one label, and how long a decision takes."""
 
+import re
+import shutil
 import time
 
 import hand_made_labels
+import llm_server
 import pytest
 from test_browser import EVIL, browser, page, pytestmark, serving  # noqa: F401 (fixtures, and what all browser tests need)
 
@@ -188,3 +191,52 @@ def test_the_page_fits_a_narrow_window(browser, address, workspace, theme):  # n
         assert main.evaluate("main => main.scrollWidth <= main.clientWidth"), view
         assert tab.locator("[data-testid=stAlert]").count() == 0
     context.close()
+
+
+def test_proposals_of_a_language_model_are_priced_cancelled_resumed_and_explained(page, demo_run, tmp_path, monkeypatch):  # noqa: F811
+    folder = tmp_path / "workspace"
+    shutil.copytree(demo_run.folder, folder / "runs" / demo_run.id)
+    n_groups = len(demo_run.circuit.groups) - 1
+
+    def answer(asked):
+        """Every name takes a while; the third one is refused, however often it is asked for."""
+        said = llm_server.obliging(asked)
+        if asked.is_scoring:
+            return said
+        refused.setdefault(b"".join(asked.images), len(refused) == 2)
+        if refused[b"".join(asked.images)]:
+            return llm_server.completion("", refusal="I cannot name this.")
+        time.sleep(0.4)
+        return said
+
+    refused: dict[bytes, bool] = {}
+    with llm_server.LLMServer(answer) as server:
+        monkeypatch.setenv("NEURFLOW_LLM_MODEL", "vision-9b")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-never-shown")
+        with serving(folder) as address:
+            page.goto(f"{address}/labels?run={demo_run.id}")
+            page.get_by_role("button", name="Propose names").click()
+            page.get_by_text("Language model: vision-9b").wait_for()
+            page.get_by_text("price unknown").wait_for()
+            expected = int(re.search(r"([\d,]+) requests", page.locator(".nf-facts").inner_text())[1].replace(",", ""))
+            assert not server.asked  # nobody is asked for an estimate
+            page.get_by_role("button", name=f"Propose for {n_groups} groups").click()
+            here = page.locator("[data-testid=stMain]")
+            here.get_by_text(re.compile(r"proposals [1-9]")).first.wait_for(timeout=60_000)
+            here.get_by_role("button", name="Cancel").click()
+            here.get_by_role("button", name="Resume").wait_for(timeout=30_000)
+            before = len(server.asked)
+            assert 0 < before < expected
+            here.get_by_role("button", name="Resume").click()
+            here.get_by_text(f"{n_groups - 1} proposed").wait_for(timeout=120_000)
+            assert "from kept replies" in here.inner_text()
+            here.get_by_text("1 group without a proposal").wait_for()
+            assert "sk-never-shown" not in page.content()
+            page.get_by_role("radio", name="Review").click()
+            page.locator(".nf-word", has_text="Supported").or_(page.locator(".nf-word", has_text="Not supported")).first.wait_for()
+    proposals = hand_made_labels.ProposalStore.for_workspace(folder)
+    (failed,) = (given[0] for given in proposals.for_run(demo_run.id).values() if given[0].outcome == "failed")
+    proposals.close()
+    assert "I cannot name this" in failed.reason
+    assert not any(b"sk-never-shown" in path.read_bytes() for path in folder.rglob("*") if path.is_file())

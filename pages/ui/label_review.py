@@ -103,8 +103,8 @@ def pictures(scene: Scene, group: NeuronGroup) -> None:
     """The group's patches, what speaks against its name, and the groups around it."""
     run, circuit = scene.run, scene.run.circuit
     st.html(
-        f'<div class="nf-name">{escape(scene.name(group.id))}</div><div class="nf-small">{escape(show.place(group))}</div>'
-        + show.patch_strip(run, group.patches[:PATCHES], 84)
+        f'<div class="nf-name">{escape(scene.name(group.id))}</div><div class="nf-small" style="margin-bottom:8px">'
+        f"{escape(show.place(group))}</div>" + show.patch_strip(run, group.patches[:PATCHES], 84)
     )
     given = scene.score(group.id)
     if given:
@@ -223,7 +223,9 @@ def proposal(scene: Scene, group: NeuronGroup) -> None:
     given, label = scene.proposal(group.id), scene.labels.get(group.id)
     if given is None:
         if label is None:
-            st.html('<div class="nf-small">Nothing was proposed for this group yet: see Proposals above, or type a name (E).</div>')
+            st.html('<div class="nf-small">Nothing was proposed for this group yet. Type a name (E), or have names proposed.</div>')
+            if st.button("Propose names", key="to_proposals", on_click=lambda: session.set_value("label_view", "Proposals")):
+                st.rerun()
         return
     st.html(f'<div class="nf-word">{_reason(given, label)}</div>')
 

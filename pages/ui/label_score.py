@@ -14,7 +14,7 @@ from neurflow_engine.proposals import Score
 from neurflow_engine.store import Run
 from pages.ui import cached, show
 
-SHOWN = 8  # patches of a refutation strip
+SHOWN = 7  # patches of a refutation strip
 _SIDE = 96
 MEASURES = (
     ("f1", "F1", "of the patches that fit the words and those that fire the group: 1 when they are the same, 0 when none is in both"),
@@ -89,14 +89,15 @@ def refuted(score: Score) -> tuple[list[int], list[int]]:
     return [one["patch"] for one in silent], [one["patch"] for one in unfit]
 
 
-def refutation(run: Run, score: Score, size: int = 60) -> None:
+def refutation(run: Run, score: Score, size: int = 58) -> None:
     """The refutation strip: what speaks against the words."""
     parts = []
     for title, patches in zip(("Fits the words, group silent", "Fires the group, does not fit"), refuted(score), strict=True):
         known = [patch for patch in patches if 0 <= patch < len(run.circuit.patches)]
         more = f" of {len(known)}" if len(known) > SHOWN else ""
         shown = strip(run, known[:SHOWN], size) if known else '<div class="nf-small">none</div>'
-        parts.append(f"<div><b>{title}</b> <span class='nf-small'>{min(len(known), SHOWN)}{more}</span>{shown}</div>")
+        count = f'<span class="nf-small">{min(len(known), SHOWN)}{more}</span>'
+        parts.append(f'<div><b>{title}</b> {count}<div style="margin-top:4px">{shown}</div></div>')
     st.html(f'<div class="nf-refuted">{"".join(parts)}</div>')
 
 
