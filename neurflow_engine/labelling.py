@@ -34,6 +34,7 @@ CONTRAST = {True: 8, False: 32}  # patches on which the group stays silent: in a
 _COLUMNS = 4  # patches beside each other on a sheet
 _GAP = 4  # pixels between them
 _QUALITY = 85  # of JPEGs
+_UNLIKE = 0.2  # correlation of presences below which two groups answer to different things
 _DECIDED = (LabelState.APPROVED, LabelState.EDITED)
 
 
@@ -49,8 +50,8 @@ class LabellingSettings(BaseModel):
     again: bool = False  # ask also what has been answered, and about groups whose label somebody approved or edited
     patches: int = Field(default=12, ge=1, le=64)  # of the group, that a proposer sees
     side: int = Field(default=160, ge=16, le=1024)  # pixels of a patch as it is sent, longer side
-    held_out: int = Field(default=24, ge=6, le=400)  # patches on which a name is tested
-    per_request: int = Field(default=8, ge=1, le=50)  # of them in one question
+    held_out: int = Field(default=40, ge=6, le=400)  # patches on which a name is tested
+    per_request: int = Field(default=10, ge=1, le=50)  # of them in one question
     concurrency: int = Field(default=4, ge=1, le=64)  # groups at once
     seed: int = Field(default=0, ge=0)
 
@@ -139,6 +140,7 @@ class _Labelling:
         self.kept: set[str] = set()
         self.supported: list[bool] = []
         self._views: dict[str, _View] = {}
+        self._shown: dict[str, np.ndarray] = {}
 
     async def work(self) -> dict:
         try:
@@ -311,12 +313,12 @@ class _Labelling:
         return self.llm.scorer if self.asker else descriptions.PROPOSER
 
     def _shuffled(self, view: _View, text: str) -> str | None:
-        """The name of another group, drawn from the half of the named groups that fire least where this one does."""
+        """The name of another group, drawn from those that fire elsewhere than this one; of the most unlike group where none does."""
         others = [group for group in self.circuit.groups if self.names.get(group.id, text).casefold() != text.casefold()]
         if not others:
             return None
-        alike = {group.id: float(np.corrcoef(self._presences(group), view.presences)[0, 1]) for group in others}
-        unlike = sorted(alike, key=lambda group: (np.nan_to_num(alike[group]), group))[: max(1, (len(alike) + 1) // 2)]
+        alike = {group.id: float(np.nan_to_num(np.corrcoef(self._presences(group), view.presences)[0, 1])) for group in others}
+        unlike = sorted(group for group in alike if alike[group] < _UNLIKE) or [min(alike, key=alike.get)]
         return self.names[unlike[_seed(self.settings.seed, self.run.id, view.group.id) % len(unlike)]]
 
     def _runner_up(self, group: str, text: str) -> str | None:
@@ -331,10 +333,10 @@ class _Labelling:
     # ------------------------------------------------------------ what is shown
 
     def _presences(self, group: NeuronGroup) -> np.ndarray:
-        return scoring.presence(group, self._activations(group.layer))
-
-    def _activations(self, layer: str) -> np.ndarray:
-        return self.run.activations(layer)
+        """(n_patches,) of the whole run."""
+        if group.id not in self._shown:
+            self._shown[group.id] = scoring.presence(group, self.run.activations(group.layer))
+        return self._shown[group.id]
 
     @cached_property
     def _images(self) -> np.ndarray:
@@ -354,7 +356,7 @@ class _Labelling:
     def _viewed(self, group: NeuronGroup) -> _View:
         presences, seed = self._presences(group), _seed(self.settings.seed, self.run.id, group.id)
         level = scoring.firing_level(presences, group.patches)
-        shown, kept_back = scoring.halves(presences, self._images)
+        shown, kept_back = scoring.halves(presences, self._images, level)
 
         def seen(patches: Sequence[int], n: int) -> tuple[int, ...]:
             return tuple([patch for patch in patches if self._images[patch] in shown][:n])

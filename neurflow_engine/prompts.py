@@ -197,7 +197,7 @@ def _objects(text: str) -> list[Mapping]:
 
 # ---------------------------------------------------------------- what must not get through
 
-_MARKUP = re.compile(r"<\s*[/!?]?\s*[a-z]|&(?:#\w+|[a-z]+);|!\[|\]\s*\(|\]\[|```|\{\{|\{%|\$\{|</", re.I)
+_MARKUP = re.compile(r"<[/!?]?[a-z]|&(?:#\w+|[a-z]+);|!\[|\]\s*\(|\]\[|```|\{\{|\{%|\$\{", re.I)
 _LINK = re.compile(r"\b(?:https?|ftps?|file|data|javascript|vbscript|mailto)\s*:|://|\bwww\.", re.I)
 _INSTRUCTION = re.compile(
     r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}\b(?:instructions?|prompts?|rules?|previous|prior|above|everything)\b"

@@ -45,19 +45,21 @@ def firing_level(presences: np.ndarray, own: Sequence[int]) -> float:
     return float(max((usual + typical) / 2, usual + _EPSILON))
 
 
-def halves(presences: np.ndarray, images: np.ndarray) -> tuple[frozenset[int], frozenset[int]]:
+def halves(presences: np.ndarray, images: np.ndarray, level: float) -> tuple[frozenset[int], frozenset[int]]:
     """Images divided in two, so that what proposes a name and what tests it never see the same image, nor overlapping windows of it.
 
-    Ordered by their strongest patch they go to the two in turn, so that both have images that fire the group.
+    In the order of their strongest patch, each goes to the part that has fewer patches that fire so far, then to that of fewer images.
 
     Args:
-        presences: (n_patches,); images: (n_patches,), the image of each.
+        presences: (n_patches,); images: (n_patches,), the image of each; level: presence from which on a patch fires the group.
     """
-    strongest = np.zeros(images.max() + 1)
-    np.maximum.at(strongest, images, presences)
-    order = np.argsort(-strongest, kind="stable")
-    order = order[np.isin(order, images)]
-    return frozenset(order[::2].tolist()), frozenset(order[1::2].tolist())
+    known = np.unique(images)
+    strongest = {int(image): float(presences[images == image].max()) for image in known}
+    firing = {int(image): int((presences[images == image] >= level).sum()) for image in known}
+    parts: tuple[list[int], list[int]] = ([], [])
+    for image in sorted(strongest, key=lambda image: -strongest[image]):
+        min(parts, key=lambda part: (sum(firing[one] for one in part), len(part))).append(image)
+    return frozenset(parts[0]), frozenset(parts[1])
 
 
 def held_out(presences: np.ndarray, images: np.ndarray, level: float, among: Sequence[int], n: int, seed: int) -> tuple[int, ...]:
@@ -123,17 +125,20 @@ def figures(
     that pass the sanity checks of NeuronEval (Oikarinen, Yan, Weng, ICML 2025), on patches of the whole range. Intervals are 95 % of a
     bootstrap that draws firing and silent patches each for themselves. The constant name fits every patch: nobody is asked about it.
 
-    A name is *supported* when it goes with presence (the interval of its correlation lies above 0), when its F1 is above that of the
-    constant and of the shuffled name (intervals of the differences, over the same draws, lie above 0), and when it is not clearly
-    below that of the runner-up.
+    A name is *supported* when it goes with presence (the interval of its correlation lies above 0), when its AUPRC is clearly above that
+    of the constant and of the shuffled name (intervals of the differences, over the same draws, lie above 0) and its F1 above theirs, and
+    when the runner-up is not clearly better. AUPRC decides with its interval, not F1, because a name that fits everything has an F1 of
+    two thirds where half of the patches fire, which hides the difference to a good name.
 
     Args:
         patches: ids; presences: (n_patches,) 0..1; level: presence from which on a patch fires the group.
+        answers: about these patches; where too few fire or stay silent, nothing can be said whatever they are.
         shuffled: the name of another group; runner_up: the second-best name of this one.
     """
     strengths = np.asarray(presences, float)
     fires = strengths >= level
-    answered = np.array([fit is not None for fit in answers.fits], bool)
+    asked = LEAST <= fires.sum() <= len(fires) - LEAST
+    answered = np.array([fit is not None or not asked for fit in answers.fits], bool)
     strip = [
         {"patch": int(patch), "presence": round(float(shown), 4), "fires": bool(fired), "fits": fit}
         for patch, shown, fired, fit in zip(patches, strengths, fires, answers.fits, strict=True)
@@ -148,7 +153,7 @@ def figures(
     others |= {name: (one.text, of(one)) for name, one in (("shuffled", shuffled), ("runner_up", runner_up)) if one is not None}
     if min(found["n_fires"], found["n"] - found["n_fires"]) < LEAST:
         reason = (
-            f"Cannot tell: of {found['n']} held-out patches with an answer {found['n_fires']} fire the group and "
+            f"Cannot tell: of {found['n']} held-out patches{' with an answer' if asked else ''} {found['n_fires']} fire the group and "
             f"{found['n'] - found['n_fires']} do not; at least {LEAST} of each are needed."
         )
         return found | {"baselines": _baselines(others, None), "supported": False, "reason": reason, "patches": strip}
@@ -197,20 +202,25 @@ def _baselines(others: dict[str, tuple[str, np.ndarray]], compared: dict[str, di
 
 def _judged(mine: dict[str, np.ndarray], compared: dict[str, dict[str, np.ndarray]], texts: dict[str, str]) -> tuple[bool, str]:
     """Whether the name is supported, and why in one sentence."""
-    f1, correlation = mine["f1"], _with_interval(mine["correlation"])
-    beside = " and ".join(
-        f"{compared[name]['f1'][0]:.2f} for {words} (“{texts[name]}”)"
-        for name, words in (("constant", "a name that fits everything"), ("shuffled", "the name of another group"))
-        if name in compared
-    )
+    correlation = _with_interval(mine["correlation"])
+    words = {"constant": "a name that fits everything", "shuffled": "the name of another group"}
+    baselines = [name for name in words if name in compared]
+    beside = f"{_said(mine)}, beside " + " and ".join(f"{_said(compared[name])} for {words[name]} (“{texts[name]}”)" for name in baselines)
+
+    def ahead(name: str) -> np.ndarray:
+        return (mine["auprc"] - compared[name]["auprc"])[1:]
+
     if correlation["low"] <= 0:
         return False, (
             f"It does not go with presence: correlation {correlation['value']:+.2f}, "
             f"95 % interval {correlation['low']:+.2f} to {correlation['high']:+.2f}."
         )
-    for name in ("constant", "shuffled"):
-        if name in compared and np.quantile((f1 - compared[name]["f1"])[1:], 0.025) <= 0:
-            return False, f"It is not clearly better than its baselines: F1 {f1[0]:.2f}, beside {beside}."
-    if "runner_up" in compared and np.quantile((f1 - compared["runner_up"]["f1"])[1:], 0.975) < 0:
-        return False, f"The runner-up “{texts['runner_up']}” does better: F1 {compared['runner_up']['f1'][0]:.2f} against {f1[0]:.2f}."
-    return True, f"It tells what fires the group from what does not: F1 {f1[0]:.2f}, beside {beside}."
+    if any(np.quantile(ahead(name), 0.025) <= 0 or mine["f1"][0] <= compared[name]["f1"][0] for name in baselines):
+        return False, f"It is not clearly better than its baselines: {beside}."
+    if "runner_up" in compared and np.quantile(ahead("runner_up"), 0.975) < 0:
+        return False, f"The runner-up “{texts['runner_up']}” does better: {_said(compared['runner_up'])} against {_said(mine)}."
+    return True, f"It tells what fires the group from what does not: {beside}."
+
+
+def _said(measured: dict[str, np.ndarray]) -> str:
+    return f"F1 {measured['f1'][0]:.2f} and AUPRC {measured['auprc'][0]:.2f}"
