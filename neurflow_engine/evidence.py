@@ -23,8 +23,8 @@ class Carried:
     """What became of one name of an older run."""
 
     source: str  # group of the older run
-    target: str | None  # group of the newer run that is most like it; None where none is
-    overlap: float  # 0..1, see ``overlap``
+    target: str | None  # group of the newer run that is its heir; None where none is
+    overlap: float  # 0..1, see ``overlap``; with the heir, else with the group that is most like it
     label: Label | None  # the carried label; None where nothing was carried
     reason: str | None  # why nothing was carried, in one sentence
 
@@ -98,7 +98,11 @@ def carry_over(old: Run, new: Run, store: LabelStore, author: str) -> list[Carri
 
     def carried(source: str, label: Label) -> Carried:
         if source not in heirs:
-            return Carried(source, None, 0.0, None, f"No group of run {new.id} is like {source} of run {old.id}, called “{label.text}”.")
+            share, nearest = max(((share, target) for share, own, target in pairs if own == source), default=(0.0, None))
+            lost = f"“{label.text}”, the name of group {source} of run {old.id}, was not carried over"
+            if share < RELATED_AT:
+                return Carried(source, None, share, None, f"{lost}: no group of run {new.id} is like it.")
+            return Carried(source, None, share, None, f"{lost}: the group most like it, {nearest}, got the name of one that is more so.")
         target, share = heirs[source]
         origin = {
             "run": old.id,
