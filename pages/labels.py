@@ -21,8 +21,8 @@ def labels_page(run: Run) -> None:
                 label_table.filters(scene)
         st.space("stretch")
         st.text_input(
-            "Your name", key="author", persist_state="session", placeholder="Your name, for the history", label_visibility="collapsed",
-            width=220,
+            "Your name", key="author", persist_state="session", placeholder="Your name", label_visibility="collapsed",
+            width=150,
         )  # fmt: skip
     if view == "Review":
         label_review.queue(run)

@@ -107,16 +107,24 @@ def _groups(scene: Scene, which: str) -> list[str]:
 def _price(run: Run, settings: LabellingSettings, llm: LLMSettings | None) -> str:
     """HTML of requests, tokens and cost before anything is asked."""
     if settings.offline or llm is None:
-        return '<div class="nf-facts"><div><b>0</b> requests</div><div><b>0</b> tokens</div><div>costs <b>nothing</b></div></div>'
+        return _facts("<b>0</b> requests", "<b>0</b> tokens", "costs <b>nothing</b>")
     expected = _estimate(run.id, settings.model_dump_json(), llm.model, llm.scorer)
     cost = f"about <b>{expected['cost']:.2f} {escape(expected['currency'])}</b>" if expected["prices_known"] else "price <b>unknown</b>"
     kept = f"{expected['cached']:,} more replies are kept from before and cost nothing. " if expected["cached"] else ""
+    prices = "" if expected["prices_known"] else "Prices come from the file that NEURFLOW_PRICES names."
     return (
-        f'<div class="nf-facts"><div><b>{expected["requests"]:,}</b> requests</div><div><b>{expected["tokens_in"]:,}</b> tokens in</div>'
-        f'<div><b>{expected["tokens_out"]:,}</b> tokens out</div><div>{cost}</div></div><div class="nf-small">Estimated; replies that '
-        f"have to be asked for again come on top. {kept}"
-        f"{'' if expected['prices_known'] else 'Prices come from the file that NEURFLOW_PRICES names.'}</div>"
+        _facts(
+            f"<b>{expected['requests']:,}</b> requests",
+            f"<b>{expected['tokens_in']:,}</b> tokens in",
+            f"<b>{expected['tokens_out']:,}</b> tokens out",
+            cost,
+        )
+        + f'<div class="nf-small">Estimated; replies that have to be asked for again come on top. {kept}{prices}</div>'
     )
+
+
+def _facts(*facts: str) -> str:
+    return f'<div class="nf-facts" style="column-gap:24px">{"".join(f"<div>{fact}</div>" for fact in facts)}</div>'
 
 
 @st.cache_data(ttl=20, max_entries=32, show_spinner="Counting requests …")

@@ -63,7 +63,7 @@ def progress(scene: Scene, current: str) -> None:
 
 
 def review(scene: Scene, group: NeuronGroup) -> None:
-    """One group: its pictures on the left; words, decisions and figures on the right."""
+    """One group: first what it takes to decide, then what speaks for and against it."""
     patches, words = show.split("review", [1, 1])
     with patches:
         pictures(scene, group)
@@ -77,6 +77,10 @@ def review(scene: Scene, group: NeuronGroup) -> None:
         if label_actions.conflict(scene.run.id, group.id):
             settle(scene, group, label_actions.conflict(scene.run.id, group.id))
         proposal(scene, group)
+    around, figures = show.split("reasons", [1, 1])
+    with around:
+        neighbours(scene, group)
+    with figures:
         score(scene, group)
         history(scene, group)
 
@@ -100,21 +104,25 @@ def walk(scene: Scene, group: str) -> None:
 
 
 def pictures(scene: Scene, group: NeuronGroup) -> None:
-    """The group's patches, what speaks against its name, and the groups around it."""
-    run, circuit = scene.run, scene.run.circuit
+    """The group's patches."""
     st.html(
         f'<div class="nf-name">{escape(scene.name(group.id))}</div><div class="nf-small" style="margin-bottom:8px">'
-        f"{escape(show.place(group))}</div>" + show.patch_strip(run, group.patches[:PATCHES], 84)
+        f"{escape(show.place(group))}</div>" + show.patch_strip(scene.run, group.patches[:PATCHES], 84)
     )
-    given = scene.score(group.id)
+
+
+def neighbours(scene: Scene, group: NeuronGroup) -> None:
+    """What speaks against the name, and the groups around this one."""
+    circuit, given = scene.run.circuit, scene.score(group.id)
     if given:
-        label_score.refutation(run, given)
+        label_score.refutation(scene.run, given)
     parts = []
     for title, edges, end in (("Built from", circuit.inputs(group.id), "source"), ("Feeds", circuit.outputs(group.id), "target")):
         if edges:
             rows = "".join(neighbour(scene, edge, getattr(edge, end)) for edge in edges[:NEIGHBOURS])
             parts.append(f'<div style="flex:1;min-width:224px"><b>{title}</b>{rows}</div>')
-    st.html(f'<div class="nf-refuted">{"".join(parts)}</div>')
+    if parts:
+        st.html(f'<div class="nf-refuted">{"".join(parts)}</div>')
     alike(scene, group)
 
 
