@@ -28,7 +28,7 @@ FITS = 0.5  # graded feature from which on a word fits
 _COMMON = 0.7  # a word is said when it fits at least this share of the group's patches
 _DISTINCT = 0.35  # and at least this much less of the silent ones
 _DISTINCT_PLACE = 0.5  # the same for where patches lie: neighbours in one image lie alike
-_TWICE = 2.0  # and at most half as large a share of the silent ones
+_TIMES = 2.5  # and at least so many times as many of the group's patches as of the silent ones
 _TOGETHER = 0.6  # share of the group's patches that all words of a name must fit at once
 _SILENT = 1 / 3  # of all patches are taken for silent: those that show the group least
 _SIDE = 48  # pixels to which patches are brought before they are looked at
@@ -149,7 +149,7 @@ class Common:
     def is_telling(self) -> bool:
         """Whether it is common to the patches and rare in silent ones."""
         least = _DISTINCT_PLACE if _KIND_OF[self.feature] == "place" else _DISTINCT
-        return self.own >= _COMMON and self.own - self.silent >= least and self.own >= _TWICE * self.silent
+        return self.own >= _COMMON and self.own - self.silent >= least and self.own >= _TIMES * self.silent
 
     @property
     def says_little(self) -> bool:
