@@ -348,6 +348,8 @@ def _label(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     if arguments.estimate:
         found = labelling.estimate(run, workspace, settings, llm)
         return found, f"{found['groups']} groups: {_cost_text(found)}"
+    if llm:
+        print(f"Patches and names of groups go to {llm.host} ({', '.join(dict.fromkeys((llm.model, llm.scorer)))}).", file=sys.stderr)
     found = labelling.label_run(run, workspace, settings, progress, llm)
     return found, _label_text(found)
 

@@ -172,7 +172,7 @@ class _Labelling:
 
     def _from_pixels(self, view: _View) -> Proposal:
         found = descriptions.describe(self.run, view.group.id, view.patches, view.contrast)
-        wording = prompts.Wording(found.name, found.sentence and found.sentence[:SENTENCE_LENGTH], None, None, None)
+        wording = prompts.Wording(found.name, found.sentence and found.sentence[:SENTENCE_LENGTH], None, found.runner_up, None)
         return self._proposal(view, descriptions.PROPOSER, wording, None, 0, 0, {"prompt": None, "model": None, "base_url_host": None})
 
     async def _from_model(self, view: _View) -> Proposal:
@@ -317,7 +317,7 @@ class _Labelling:
         others = [group for group in self.circuit.groups if self.names.get(group.id, text).casefold() != text.casefold()]
         if not others:
             return None
-        alike = {group.id: float(np.nan_to_num(np.corrcoef(self._presences(group), view.presences)[0, 1])) for group in others}
+        alike = {group.id: _correlation(self._presences(group), view.presences) for group in others}
         unlike = sorted(group for group in alike if alike[group] < _UNLIKE) or [min(alike, key=alike.get)]
         return self.names[unlike[_seed(self.settings.seed, self.run.id, view.group.id) % len(unlike)]]
 
@@ -379,13 +379,17 @@ class _Labelling:
         )
 
     def _silent(self, presences: np.ndarray, shown: frozenset[int], patches: Sequence[int], seed: int) -> tuple[int, ...]:
-        """Patches that show the group less than most do, in windows as large as its own, or else size would pass for a difference."""
+        """Patches of the third that shows the group least, in windows as large as its own, or else size would pass for a difference."""
         generator = np.random.default_rng(seed)
-        quiet = np.flatnonzero((presences <= np.median(presences)) & np.isin(self._images, list(shown)))
+        quiet = np.flatnonzero((presences <= np.quantile(presences, 1 / 3)) & np.isin(self._images, list(shown)))
         quiet = np.setdiff1d(quiet, patches)
         same = quiet[np.isin(self._sides[quiet], self._sides[list(patches)])]
         among = generator.permutation(same if len(same) >= CONTRAST[True] else quiet)
         return tuple(int(patch) for patch in among[: CONTRAST[self.asker is not None]])
+
+    def _order(self, entry: dict) -> int:
+        """Where an entry's group stands among those that were asked for."""
+        return [group.id for group in self.groups].index(entry["group"])
 
     def _summary(self) -> dict:
         usage = self.asker.usage if self.asker else {}
@@ -411,8 +415,8 @@ class _Labelling:
             "cost": cost if cost is None else round(cost, 6),
             "currency": "USD",
             "prices_known": cost is not None,
-            "failures": sorted(self.failures, key=lambda one: one["group"]),
-            "not_scored": sorted(self.not_scored, key=lambda one: one["group"]),
+            "failures": sorted(self.failures, key=self._order),
+            "not_scored": sorted(self.not_scored, key=self._order),
         }
 
 
@@ -496,6 +500,11 @@ def _same(one: Proposal, other: Proposal) -> bool:
         return proposal.outcome, proposal.name, proposal.sentence, proposal.combination, proposal.reason, *asked
 
     return said(one) == said(other)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson's; 0 where one of the two never changes."""
+    return float(np.corrcoef(one, other)[0, 1]) if np.ptp(one) and np.ptp(other) else 0.0
 
 
 def _seed(*parts: object) -> int:

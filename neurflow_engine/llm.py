@@ -35,6 +35,7 @@ LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
 IMAGE_TOKENS = 85  # of an image seen at low detail by OpenAI's models; others differ, so earlier replies correct the estimate
 _LOST_IN_A_ROW = 5  # requests without any reply, after which the server counts as down
 _BACKOFF, _LONGEST_BACKOFF = 1.0, 30.0  # seconds before the first retry, doubled each time, at most
+_CONNECT = 15.0  # seconds until a server takes a connection
 _SAID = 160  # characters of a server's complaint that are shown
 _KNOWN = 200  # earlier replies that an estimate looks at
 _SCHEMA, _JSON, _TEXT = range(3)  # ways of asking for a form: by schema, for any JSON, in words only
@@ -407,13 +408,14 @@ class LanguageModel:
 
             address = urlsplit(self.settings.base_url)
             key = self.settings.key.get_secret_value()
+            timeout = httpx2.Timeout(self.settings.timeout, connect=min(_CONNECT, self.settings.timeout))
             self._client = AsyncOpenAI(
                 api_key=key or "none",  # servers without keys take any
                 base_url=address._replace(query="", fragment="").geturl(),
                 default_query=dict(parse_qsl(address.query)) or None,  # Azure's api-version
                 default_headers={"api-key": key} if str(address.hostname).endswith(".azure.com") else None,
                 max_retries=0,  # ours end at once when the work is cancelled
-                http_client=httpx2.AsyncClient(follow_redirects=False, timeout=self.settings.timeout),
+                http_client=httpx2.AsyncClient(follow_redirects=False, timeout=timeout),
             )
         return self._client
 
@@ -445,7 +447,7 @@ def _complaint(error) -> str:
     """``: what the server said``, on one line and not too long; empty when it said nothing in words."""
     body = {"message": error.body} if isinstance(error.body, str) else error.body
     said = body.get("message") or body.get("detail") or body.get("error") if isinstance(body, dict) else None
-    said = " ".join(said.split()) if isinstance(said, str) else ""
+    said = "".join(filter(str.isprintable, " ".join(said.split()))) if isinstance(said, str) else ""
     return f": {said[:_SAID]}{'…' if len(said) > _SAID else ''}" if said else ""
 
 

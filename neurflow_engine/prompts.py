@@ -16,8 +16,9 @@ from neurflow_engine.llm import Prompt, Reply
 
 MOST_WORDS, LONGEST_NAME = 6, 60  # of a name
 LONGEST_SENTENCE = 400  # characters
-_TOKENS = 500  # of a proposal, at most
-_TOKENS_PER_ANSWER = 16
+_TOKENS = 1500  # of a reply, at most: many more than it needs, because models that think count their thoughts
+_TOKENS_PER_ANSWER = 20
+_LONGEST_REPLY = 20_000  # characters that are looked at
 _QUOTED = 40  # characters of a reply that a reason shows
 
 Form = TypeVar("Form", bound=BaseModel)
@@ -109,7 +110,7 @@ def scoring_prompt(text: str, pictures: Sequence[bytes]) -> Prompt:
     parts: list[str | bytes] = [f"Description: {json.dumps(text, ensure_ascii=False)}"]
     for number, picture in enumerate(pictures, 1):
         parts += [f"Picture {number}:", picture]
-    return Prompt(_SCORING, tuple(parts), ScoringForm, 60 + _TOKENS_PER_ANSWER * len(pictures))
+    return Prompt(_SCORING, tuple(parts), ScoringForm, _TOKENS + _TOKENS_PER_ANSWER * len(pictures))
 
 
 def repair_text(problem: str) -> str:
@@ -169,7 +170,7 @@ def _form(reply: Reply, form: type[Form]) -> Form:
     if not reply.text.strip():
         raise Unusable("The reply was cut off before it said anything." if reply.finish == "length" else "The reply is empty.")
     problem = None
-    for candidate in _objects(reply.text):
+    for candidate in _objects(reply.text[:_LONGEST_REPLY]):
         try:
             return form.model_validate(candidate)
         except ValidationError as error:

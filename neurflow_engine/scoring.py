@@ -125,10 +125,9 @@ def figures(
     that pass the sanity checks of NeuronEval (Oikarinen, Yan, Weng, ICML 2025), on patches of the whole range. Intervals are 95 % of a
     bootstrap that draws firing and silent patches each for themselves. The constant name fits every patch: nobody is asked about it.
 
-    A name is *supported* when it goes with presence (the interval of its correlation lies above 0), when its AUPRC is clearly above that
-    of the constant and of the shuffled name (intervals of the differences, over the same draws, lie above 0) and its F1 above theirs, and
-    when the runner-up is not clearly better. AUPRC decides with its interval, not F1, because a name that fits everything has an F1 of
-    two thirds where half of the patches fire, which hides the difference to a good name.
+    A name is *supported* when its correlation is clearly above that of the constant (which is 0) and of the shuffled name (95 % intervals
+    of the differences, over the same draws, lie above 0), its F1 and AUPRC are above theirs, and the runner-up is not clearly better.
+    Correlation decides with its interval because it uses all of presence, so that it tells more from few patches than the others.
 
     Args:
         patches: ids; presences: (n_patches,) 0..1; level: presence from which on a patch fires the group.
@@ -205,22 +204,25 @@ def _judged(mine: dict[str, np.ndarray], compared: dict[str, dict[str, np.ndarra
     correlation = _with_interval(mine["correlation"])
     words = {"constant": "a name that fits everything", "shuffled": "the name of another group"}
     baselines = [name for name in words if name in compared]
-    beside = f"{_said(mine)}, beside " + " and ".join(f"{_said(compared[name])} for {words[name]} (“{texts[name]}”)" for name in baselines)
+    beside = " and ".join(f"{_said(compared[name])} for {words[name]} (“{texts[name]}”)" for name in baselines)
 
     def ahead(name: str) -> np.ndarray:
-        return (mine["auprc"] - compared[name]["auprc"])[1:]
+        return (mine["correlation"] - compared[name]["correlation"])[1:]
 
     if correlation["low"] <= 0:
         return False, (
             f"It does not go with presence: correlation {correlation['value']:+.2f}, "
             f"95 % interval {correlation['low']:+.2f} to {correlation['high']:+.2f}."
         )
-    if any(np.quantile(ahead(name), 0.025) <= 0 or mine["f1"][0] <= compared[name]["f1"][0] for name in baselines):
-        return False, f"It is not clearly better than its baselines: {beside}."
+    for name in baselines:
+        in_all = all(mine[measure][0] > compared[name][measure][0] for measure in mine)
+        if not in_all or np.quantile(ahead(name), 0.025) <= 0:
+            return False, f"It is not clearly better than its baselines: {_said(mine)}, beside {beside}."
     if "runner_up" in compared and np.quantile(ahead("runner_up"), 0.975) < 0:
-        return False, f"The runner-up “{texts['runner_up']}” does better: {_said(compared['runner_up'])} against {_said(mine)}."
-    return True, f"It tells what fires the group from what does not: {beside}."
+        return False, f"The runner-up “{texts['runner_up']}” does better: {_said(compared['runner_up'])}, beside {_said(mine)}."
+    return True, f"It tells what fires the group from what does not: {_said(mine)}, beside {beside}."
 
 
 def _said(measured: dict[str, np.ndarray]) -> str:
-    return f"F1 {measured['f1'][0]:.2f} and AUPRC {measured['auprc'][0]:.2f}"
+    f1, auprc, correlation = (measured[name][0] for name in ("f1", "auprc", "correlation"))
+    return f"correlation {correlation:+.2f}, F1 {f1:.2f}, AUPRC {auprc:.2f}"

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from zlib import crc32
@@ -104,7 +105,8 @@ def obliging(asked: Asked) -> Said:
     """A name for every group, made of the pictures shown; every description fits every second picture."""
     if asked.is_scoring:
         return completion(answers(*(number % 2 == 0 for number in range(len(asked.images)))))
-    return completion(proposal(f"texture {crc32(asked.images[0])}"))
+    number = crc32(asked.images[0])
+    return completion(proposal(f"texture {number}", runner_up=f"pattern {number}"))
 
 
 class LLMServer:
@@ -141,8 +143,15 @@ class LLMServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def handle(self):
+                with suppress(ConnectionError):  # whoever asked was killed
+                    super().handle()
+
             def do_POST(self):
                 content = self.rfile.read(int(self.headers["content-length"]))
+                if len(content) < int(self.headers["content-length"]):
+                    self.close_connection = True
+                    return
                 asked = Asked(self.path, {k.lower(): v for k, v in self.headers.items()}, json.loads(content), time.monotonic())
                 outer.asked.append(asked)
                 said = outer.answer(asked)

@@ -79,7 +79,7 @@ GOOD = proposal("wavy texture")
 CASES = {
     "success": ([completion(GOOD)], "wavy texture"),
     "busy": ([failing(429, "slow down", retry_after="0.1"), completion(GOOD)], "wavy texture"),
-    "failing": ([failing(500, "oh no")], "The server at HOST failed (500): oh no in 3 attempts."),
+    "failing": ([failing(500, "oh\x00 no\n")], "The server at HOST failed (500): oh no in 3 attempts."),
     "silent": ([completion(GOOD, delay=20)], "The server at HOST gave no reply within 1 s in 3 attempts."),
     "refusing": ([completion("", refusal="I cannot look at this.")], "The model refused: “I cannot look at this.”."),
     "cut off": ([completion('{"sentence": "The pat', finish="length"), completion(GOOD)], "wavy texture"),
@@ -134,7 +134,7 @@ def test_whatever_the_server_does_each_group_gets_a_name_or_a_reason_and_nobody_
         assert (group in names) == bool(one.name)
         assert not one.name or (names[group].proposed, names[group].state) == ("wavy texture", LabelState.PENDING)
     assert (found["groups"], found["proposed"], found["failed"]) == (12, 5, 7)
-    assert [entry["group"] for entry in found["failures"]] == sorted(group for group in chosen if not kept[group][0].name)
+    assert [entry["group"] for entry in found["failures"]] == [group for group in chosen if not kept[group][0].name]
     out, err = capfd.readouterr()
     files = b"".join(path.read_bytes() for path in place.root.rglob("*") if path.is_file())
     assert KEY.encode() not in files + (out + err + caplog.text + json.dumps(found)).encode()
@@ -163,8 +163,7 @@ def test_all_groups_are_asked_once_as_estimated_and_never_again(demo_run, place,
         asked = Counter(asked.model for asked in server.asked)
         assert (found["groups"], found["proposed"], asked["seer"]) == (n, n, n)
         assert found["requests"] == len(server.asked) == len({digest(one) for one in server.asked})
-        # these names have no runner-up, which the estimate allows for: a third of the scorer's questions at most
-        assert found["requests"] <= before["requests"] <= n + 1.5 * asked["judge"]
+        assert found["requests"] == before["requests"]
         assert (found["tokens_in"], found["tokens_out"]) == (1000 * found["requests"], 50 * found["requests"])
         assert found["cost"] == pytest.approx((asked["seer"] * (1000 + 100) + asked["judge"] * (100 + 10)) / 1e6)
         assert found["prices_known"]
@@ -203,7 +202,7 @@ def command(run, place: Workspace, server: LLMServer, *flags: str) -> subprocess
     return subprocess.Popen(arguments, env=environment, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_stopped_half_way_and_started_again_only_the_rest_is_asked(demo_run, place, proposals, number):
     n = len(demo_run.circuit.groups) - 1
     half, hold = threading.Event(), threading.Event()
@@ -310,10 +309,10 @@ def test_what_people_decided_is_not_asked_again_unless_named(demo_run, place, la
 
 def test_the_scorer_sees_only_images_that_the_proposer_did_not_see(demo_run, place, proposals):
     with LLMServer() as server:
-        label_run(demo_run, place, LabellingSettings(per_request=40), llm=to(server))
+        label_run(demo_run, place, LabellingSettings(groups=tuple(groups_of(demo_run, 1)), per_request=40), llm=to(server))
     images = {patch.id: patch.image for patch in demo_run.circuit.patches}
     scores = proposals.scores(demo_run.id)
-    assert len(scores) >= 30
+    assert len(scores) == 12
     for group, found in proposals.for_run(demo_run.id).items():
         evidence = found[0].evidence
         proposer = {images[patch] for patch in evidence["patches"] + evidence["contrast"]}
@@ -441,7 +440,7 @@ def test_a_scorer_that_cannot_be_understood_leaves_groups_unscored_and_says_so(d
     with LLMServer(answer) as server:
         found = label_run(demo_run, place, LabellingSettings(groups=chosen), llm=to(server))
     assert (found["proposed"], found["scored"]) == (2, 0)
-    assert [entry["group"] for entry in found["not_scored"]] == sorted(chosen)
+    assert [entry["group"] for entry in found["not_scored"]] == list(chosen)
     assert "no JSON object" in found["not_scored"][0]["reason"]
     assert proposals.scores(demo_run.id) == {}
 

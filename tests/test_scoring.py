@@ -27,8 +27,9 @@ def test_a_name_that_is_right_everywhere_is_supported():
     assert found["supported"]
     assert (found["n"], found["n_fires"]) == (20, 10)
     assert found["reason"] == (
-        "It tells what fires the group from what does not: F1 1.00 and AUPRC 1.00, beside F1 0.67 and AUPRC 0.50 for a name that fits "
-        "everything (“object”) and F1 0.00 and AUPRC 0.50 for the name of another group (“other”)."
+        "It tells what fires the group from what does not: correlation +0.87, F1 1.00, AUPRC 1.00, beside correlation +0.00, F1 0.67, "
+        "AUPRC 0.50 for a name that fits everything (“object”) and correlation -0.87, F1 0.00, AUPRC 0.50 for the name of another group "
+        "(“other”)."
     )
 
 
@@ -94,7 +95,7 @@ def test_a_runner_up_that_is_clearly_better_takes_the_support_away():
     assert figures(range(80), presences, 0.475, mine)["supported"]
     beside = figures(range(80), presences, 0.475, mine, runner_up=better)
     assert not beside["supported"]
-    assert beside["reason"] == "The runner-up “the better one” does better: F1 1.00 and AUPRC 1.00 against F1 0.86 and AUPRC 0.88."
+    assert beside["reason"].startswith("The runner-up “the better one” does better: correlation +0.87, F1 1.00, AUPRC 1.00, beside")
     swapped = figures(range(80), presences, 0.475, better, runner_up=mine)
     assert swapped["supported"]
 
@@ -106,6 +107,13 @@ def test_a_name_that_is_right_where_it_fits_but_misses_most_is_not_supported():
     assert found["auprc"]["low"] > found["baselines"]["constant"]["auprc"]
     assert found["f1"]["value"] < found["baselines"]["constant"]["f1"]
     assert (found["supported"], "It is not clearly better than its baselines" in found["reason"]) == (False, True)
+
+
+def test_a_name_is_measured_against_the_shuffled_one_too():
+    good = (FIRES | (np.arange(N) == 9)).tolist()
+    alone, beside = scored(good), scored(good, shuffled=Answers("as good", tuple(FIRES.tolist())))
+    assert alone["supported"]
+    assert (beside["supported"], beside["reason"][:42]) == (False, "It is not clearly better than its baseline")
 
 
 def test_a_lucky_hit_is_not_supported():
@@ -185,3 +193,10 @@ def test_of_held_out_patches_only_those_allowed_are_drawn_and_few_firing_ones_ar
     assert (len(few), (presences[list(few)] >= 0.95).sum()) == (24, 2)
     assert len(held_out(presences, images, 0.5, [], 24, seed=0)) == 0
     assert len(held_out(presences, images, 0.0, allowed, 24, seed=0)) == 24
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_name_that_fits_at_random_is_hardly_ever_supported(share):
+    generator = np.random.default_rng(2)
+    lucky = sum(scored((generator.random(N) < share).tolist())["supported"] for _ in range(200))
+    assert lucky <= 4
