@@ -3,6 +3,7 @@
 In: a group, the version that was shown, what was typed. Out: the label in the store, and what to say about it in the session.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from neurflow_engine.errors import LabelConflictError, NeurflowError
@@ -12,8 +13,8 @@ from pages.ui import cached, label_field, session
 from pages.ui.label_scene import Scene
 
 APPROVE, SAVE, REJECT = "approved", "saved", "rejected"
-_TAKEN, _DONE, _CONFLICT, _SAID, _SETTLED, _SKIPPED = (
-    f"label {what}" for what in ("taken", "done", "conflict", "said", "settled", "skipped")
+_OPEN, _DONE, _CONFLICT, _SAID, _SETTLED, _SKIPPED = (
+    f"label {what}" for what in ("open", "done", "conflict", "said", "settled", "skipped")
 )
 
 
@@ -43,6 +44,25 @@ def author() -> str:
     return (session.value("author") or "").strip() or "me"
 
 
+def opened(group: str) -> None:
+    """Note which group is drawn; call with every drawing."""
+    session.set_value(_OPEN, group)
+
+
+def once(group: str, change: Callable[[], object]) -> Callable[[], None]:
+    """A callback that acts only while its group is the one that was drawn last, and once.
+
+    While a page changes, buttons of the group before may still be in the browser, and one key reaches them and the new ones.
+    """
+
+    def callback() -> None:
+        if session.value(_OPEN) == group:
+            session.set_value(_OPEN, None)
+            change()
+
+    return callback
+
+
 def decide(scene: Scene, group: str, what: str, text: str | None, onwards: str | None, version: int | None = None) -> None:
     """Approve, save or reject what was on screen, and go on to another group; meant for callbacks.
 
@@ -51,10 +71,6 @@ def decide(scene: Scene, group: str, what: str, text: str | None, onwards: str |
         version: that was looked at; by default the one of the scene.
     """
     seen = scene.version(group) if version is None else version
-    ticket = (scene.run.id, group, seen, what)
-    if session.value(_TAKEN) == ticket:  # a click or key that arrives twice does no more than one
-        return
-    session.set_value(_TAKEN, ticket)
     mine = scene.wording(group) if text is None else text.strip()
     try:
         after = _change(scene, group, what, mine, seen)
@@ -63,7 +79,6 @@ def decide(scene: Scene, group: str, what: str, text: str | None, onwards: str |
         session.put(group=group)
         return
     except NeurflowError as problem:
-        session.set_value(_TAKEN, None)
         session.tell("error", str(problem))
         return
     session.set_value(_CONFLICT, None)
@@ -93,7 +108,6 @@ def undo(scene: Scene, group: str) -> None:
     """Take back this tab's last decision on the run and show its group; without one, the last change of the group that is shown."""
     own = [one for one in _decisions() if one.run_id == scene.run.id]
     last = own[-1] if own else Decision(scene.run.id, group, scene.version(group), "")
-    session.set_value(_TAKEN, None)
     session.set_value(_DONE, [one for one in _decisions() if one is not last])
     try:
         cached.labels().undo(last.run_id, last.group_id, author(), last.version)

@@ -37,6 +37,7 @@ def queue(run: Run) -> None:
             show.empty("No group passes the filter", "Change it, or clear it with the button above.")
             return
         current = asked if asked in names else label_actions.following(scene, "") or next(iter(scene.order))
+        label_actions.opened(current)
         progress(scene, current)
         with st.container(border=True, key="review"):
             review(scene, run.circuit.group[current])
@@ -100,7 +101,8 @@ def walk(scene: Scene, group: str) -> None:
     before = scene.order[place - 1] if place else None
     after = next(iter(scene.order[0 if place is None else place + 1 :]), None)
     for name, key, shortcut, to in (("Back", "previous", "Left", before), ("Next", "next", "Right", after)):
-        st.button(name, key=f"{key}_{group}", shortcut=shortcut, disabled=not to, on_click=lambda to=to: session.put(group=to))
+        go = label_actions.once(group, lambda to=to: session.put(group=to))
+        st.button(name, key=f"{key}_{group}", shortcut=shortcut, disabled=not to, on_click=go)
 
 
 def pictures(scene: Scene, group: NeuronGroup) -> None:
@@ -167,10 +169,14 @@ def decide(scene: Scene, group: NeuronGroup) -> None:
         text, seen = pressed.get("text"), pressed.get("version")
         if pressed.get("group") == group.id and isinstance(text, str) and isinstance(seen, int):
             what = label_actions.SAVE if pressed.get("how") == label_field.SAVE else label_actions.APPROVE
-            label_actions.decide(scene, group.id, what, text, onwards if what == label_actions.APPROVE else None, seen)
+            to = onwards if what == label_actions.APPROVE else None
+            label_actions.once(group.id, lambda: label_actions.decide(scene, group.id, what, text, to, seen))()
 
     def decided(what: str):
-        return lambda: label_actions.decide(scene, group.id, what, label_actions.typed(scene, group.id), onwards)
+        return once(lambda: label_actions.decide(scene, group.id, what, label_actions.typed(scene, group.id), onwards))
+
+    def once(change):
+        return label_actions.once(group.id, change)
 
     version, others = scene.version(group.id), runners_up(scene, group.id)
     label_field.name_field(scene.run.id, group.id, version, scene.wording(group.id), others, label_actions.settled(), entered)
@@ -178,9 +184,9 @@ def decide(scene: Scene, group: NeuronGroup) -> None:
     with st.container(horizontal=True, gap="small"):
         st.button("Approve", key=f"approve_{of}", type="primary", shortcut="a", on_click=decided(label_actions.APPROVE))
         st.button("Reject", key=f"reject_{of}", shortcut="x", on_click=decided(label_actions.REJECT))
-        st.button("Skip", key=f"skip_{of}", shortcut="s", on_click=lambda: label_actions.skip(scene.run.id, of, onwards),
+        st.button("Skip", key=f"skip_{of}", shortcut="s", on_click=once(lambda: label_actions.skip(scene.run.id, of, onwards)),
                   help="Put it off to the end of the queue")  # fmt: skip
-        st.button("Undo", key=f"undo_{of}", shortcut="z", on_click=lambda: label_actions.undo(scene, of),
+        st.button("Undo", key=f"undo_{of}", shortcut="z", on_click=once(lambda: label_actions.undo(scene, of)),
                   help="Take back your last decision in this tab, wherever it was; without one, the last change of this label")  # fmt: skip
 
 
@@ -219,11 +225,12 @@ def settle(scene: Scene, group: NeuronGroup, conflict: label_actions.Conflict) -
         )
         number, following = scene.version(group.id), label_actions.following(scene, group.id)
         with st.container(horizontal=True, gap="small"):
-            st.button("Keep theirs", key=f"theirs_{group.id}", shortcut="t", on_click=lambda: label_actions.keep_theirs(scene, group.id))
-            st.button(
-                "Use mine", key=f"mine_{group.id}", shortcut="m",
-                on_click=lambda: label_actions.decide(scene, group.id, conflict.what, conflict.mine, following, number),
-            )  # fmt: skip
+            theirs_kept = label_actions.once(group.id, lambda: label_actions.keep_theirs(scene, group.id))
+            mine_used = label_actions.once(
+                group.id, lambda: label_actions.decide(scene, group.id, conflict.what, conflict.mine, following, number)
+            )
+            st.button("Keep theirs", key=f"theirs_{group.id}", shortcut="t", on_click=theirs_kept)
+            st.button("Use mine", key=f"mine_{group.id}", shortcut="m", on_click=mine_used)
 
 
 def proposal(scene: Scene, group: NeuronGroup) -> None:
