@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score
 
@@ -62,6 +62,7 @@ def test_names_that_fit_too_much_or_too_little_score_lower(wrong_side):
         assert worse[measure]["value"] < right[measure]["value"] - 0.1
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=N, max_size=N))
 def test_figures_are_those_of_scikit_learn(fits):
     found = scored(fits)
@@ -196,7 +197,9 @@ def test_of_held_out_patches_only_those_allowed_are_drawn_and_few_firing_ones_ar
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_a_name_that_fits_at_random_is_hardly_ever_supported(share):
+def test_a_name_that_fits_at_random_is_rarely_supported(share):
     generator = np.random.default_rng(2)
-    lucky = sum(scored((generator.random(N) < share).tolist())["supported"] for _ in range(200))
-    assert lucky <= 4
+    presences = np.linspace(0.0, 0.95, 40)
+    names = (Answers("name", tuple((generator.random(40) < share).tolist())) for _ in range(200))
+    lucky = sum(figures(range(40), presences, 0.475, name)["supported"] for name in names)
+    assert lucky <= 16  # of 200: 2.5 % by the intervals; bootstraps of few patches are a little too sure, up to 4 % of 1,000 were measured
