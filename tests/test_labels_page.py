@@ -313,6 +313,24 @@ class TestProposals:
         assert why == {groups[-2]: "no common feature", groups[-1]: "The reply was cut off after 400 tokens, twice."}
 
 
+class TestCarryingOver:
+    def test_names_of_an_earlier_run_are_carried_over_and_listed(self, run, groups, store):
+        copy = shutil.copytree(run.folder, cached.workspace().root / "runs" / f"{run.id}-older")
+        manifest = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps(manifest | {"run": copy.name, "created": "2026-01-01T00:00:00+00:00"}))
+        store.edit(copy.name, groups[0], "sail", "ana", 0)
+        app = view(opened("labels", run=run.id), "Proposals")
+        app.button(key="carry_over").click().run()
+        assert store.get(run.id, groups[0]).text == "sail"
+        (table,) = (frame.value for frame in app.dataframe if "shared" in frame.value)
+        assert table.to_dict("records") == [{"from": groups[0], "to": groups[0], "shared": 1.0, "name": "sail", "state": "edited"}]
+
+    def test_it_is_not_offered_without_such_a_run(self, run, store, groups):
+        store.edit("another-run", groups[0], "sail", "ana", 0)
+        app = view(opened("labels", run=run.id), "Proposals")
+        assert "carry_over" not in {button.key for button in app.button}
+
+
 class TestFiles:
     def test_what_is_exported_elsewhere_comes_in_and_bad_rows_are_named(self, run, groups, store, tmp_path):
         elsewhere = LabelStore.for_workspace(tmp_path / "elsewhere")

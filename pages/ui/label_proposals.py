@@ -15,7 +15,7 @@ from neurflow_engine.labelling import LabellingSettings, estimate
 from neurflow_engine.llm import LLMSettings, settings_from_environment
 from neurflow_engine.proposals import Outcome
 from neurflow_engine.store import Run
-from pages.ui import cached, commands, session, show
+from pages.ui import cached, commands, label_carry, session, show
 from pages.ui.label_scene import Scene
 
 OFFLINE, MODEL = "Offline description", "Language model"
@@ -25,8 +25,10 @@ GROUPS = ("All groups", "Not reviewed", "Failed or without a proposal")
 def proposals(scene: Scene) -> None:
     """Ask for proposals, follow the job, and see what failed."""
     ask, outcome = show.split("proposals", [5, 4])
-    with ask, st.container(border=True):
-        form(scene)
+    with ask:
+        with st.container(border=True):
+            form(scene)
+        label_carry.carry(scene.run)
     with outcome, st.container(border=True):
         st.html("<b>What came of it</b>")
         st.fragment(follow, run_every=1.0 if _running(scene.run) else None)(scene.run)
@@ -174,8 +176,8 @@ def summary(result: Mapping, job: Job) -> str:
             ("proposed", "proposed"), ("no_common_feature", "without a common feature"), ("failed", "failed"), ("scored", "scored"),
             ("supported", "supported"),
         )
-        if result.get(key) or key == "proposed"
-    ]  # fmt: skip
+        if result.get(key)
+    ] or ["<b>Nothing</b> was left to do"]  # fmt: skip
     spent = [f"{result.get('requests', 0):,} requests", f"{result.get('cached', 0):,} from kept replies"]
     tokens = result.get("tokens_in", 0) + result.get("tokens_out", 0)
     if tokens:
