@@ -3,7 +3,7 @@
 import streamlit as st
 
 from neurflow_engine.store import Run
-from pages.ui import label_files, label_proposals, label_review, label_score, label_table, show
+from pages.ui import label_files, label_proposals, label_review, label_score, label_table, session, show
 from pages.ui.label_scene import Scene
 
 VIEWS = ("Review", "Table", "Proposals", "Files")
@@ -12,8 +12,9 @@ VIEWS = ("Review", "Table", "Proposals", "Files")
 def labels_page(run: Run) -> None:
     st.html(label_score.STYLE)
     with st.container(horizontal=True, vertical_alignment="center"):
+        default = None if session.value("label_view") else VIEWS[0]  # other views open this one by setting its value
         view = st.segmented_control(
-            "View", VIEWS, default=VIEWS[0], required=True, key="label_view", persist_state="session", label_visibility="collapsed"
+            "View", VIEWS, default=default, required=True, key="label_view", persist_state="session", label_visibility="collapsed"
         )
         if view == "Review":
             scene = Scene.of(run)

@@ -122,10 +122,6 @@ class TestReview:
         assert "1 skipped" in said(app)
         for group in groups[1:-1]:
             store.edit(run.id, group, "seen", "ana", store.get(run.id, group).version if store.get(run.id, group) else 0)
-        app.button(key=f"reject_{groups[1]}").click().run()  # on the version from before: refused
-        app.run()
-        app.button(key=f"theirs_{groups[1]}").click().run()
-        app.session_state["label conflict"] = None
         app.query_params["group"] = groups[-1]
         app.run()
         app.button(key=f"reject_{groups[-1]}").click().run()

@@ -193,6 +193,7 @@ def test_the_page_fits_a_narrow_window(browser, address, workspace, theme):  # n
     context.close()
 
 
+@pytest.mark.slow
 def test_proposals_of_a_language_model_are_priced_cancelled_resumed_and_explained(page, demo_run, tmp_path, monkeypatch):  # noqa: F811
     folder = tmp_path / "workspace"
     shutil.copytree(demo_run.folder, folder / "runs" / demo_run.id)

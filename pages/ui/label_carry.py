@@ -59,6 +59,6 @@ def _outcome(carried: list) -> None:
         for one in carried
     ]
     st.dataframe(
-        pd.DataFrame(rows), hide_index=True, height=min(35 * len(rows) + 38, 320),
+        pd.DataFrame(rows), hide_index=True, placeholder="", height=min(35 * len(rows) + 38, 320),
         column_config={"shared": st.column_config.ProgressColumn(min_value=0.0, max_value=1.0, format="percent", width="small")},
     )  # fmt: skip

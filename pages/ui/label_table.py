@@ -13,6 +13,7 @@ from pages.ui import cached, label_score, session, show
 from pages.ui.label_actions import author
 from pages.ui.label_scene import SCORES, SORTS, Scene, like
 
+SHARED = ("same neurons", "same patches")  # columns of groups like one
 FILTERS = ("label_layers", "label_states", "label_score", "label_text", "label_like")
 
 
@@ -46,7 +47,6 @@ def table(scene: Scene) -> None:
         show.empty("No group passes the filter", "Change or clear it above.")
         return
     rows, key = rows_of(scene), f"label_table_{scene.run.id}_{abs(hash(scene.order))}"
-    alike = "like it: neurons" in rows
     with st.container(key="label_bulk", horizontal=True, vertical_alignment="center", gap="small"):
         place = st.container()
     st.dataframe(
@@ -59,8 +59,7 @@ def table(scene: Scene) -> None:
             "interval": st.column_config.TextColumn("95 % · a word for everything", width="medium"),
             "supported": st.column_config.TextColumn(width="small", help="whether it beats its baselines"),
             "changed": st.column_config.DatetimeColumn(format="D MMM, HH:mm"),
-            **({name: st.column_config.ProgressColumn(min_value=0.0, max_value=1.0, format="percent", width="small")
-                for name in ("like it: neurons", "like it: patches")} if alike else {}),
+            **{name: st.column_config.ProgressColumn(min_value=0.0, max_value=100.0, format="%d %%", width=112) for name in SHARED},
         },
     )  # fmt: skip
     ticked = [scene.order[row] for row in (session.value(key) or {}).get("selection", {}).get("rows", []) if row < len(scene.order)]
@@ -76,7 +75,7 @@ def rows_of(scene: Scene) -> pd.DataFrame:
         label, score = scene.labels.get(group), scene.score(group)
         row = {"patches": cached.collage(scene.run.id, group), "group": group}
         if shared:
-            row |= dict(zip(("like it: neurons", "like it: patches"), shared[group], strict=True))
+            row |= {name: 100 * share for name, share in zip(SHARED, shared[group], strict=True)}
         row |= {
             "label": label and label.text,
             "proposed": label and label.proposed,
