@@ -54,10 +54,24 @@ def random_twins(silencer: Silencer, sample: np.ndarray, draws: int, seed: int) 
         filled = np.any(silencer.values)
         sets = matched_neurons(silencer.neurons, mean, draws, seed)
         return [Filling(silencer.layer, drawn, tuple(float(mean[one]) if filled else 0.0 for one in drawn)) for drawn in sets]
-    generator = np.random.default_rng(seed)
-    patterns = generator.standard_normal((draws, len(sample))) @ (sample - sample.mean(0))
-    patterns *= np.linalg.norm(silencer.pattern) / np.maximum(np.linalg.norm(patterns, axis=1, keepdims=True), 1e-12)
-    return [replace(silencer, pattern=pattern.astype(np.float32)) for pattern in patterns]
+    generator, centred = np.random.default_rng(seed), sample - sample.mean(0)
+    unit = silencer.filter / max(float(np.linalg.norm(silencer.filter)), 1e-12)
+
+    def elsewhere(vectors: np.ndarray) -> np.ndarray:
+        """As many random vectors of the same lengths, (draws, *vectors.shape)."""
+        drawn = generator.standard_normal((draws, *vectors.shape[:-1], len(centred))) @ centred
+        drawn -= (drawn @ unit)[..., None] * unit
+        lengths = np.linalg.norm(vectors, axis=-1, keepdims=True) / np.maximum(np.linalg.norm(drawn, axis=-1, keepdims=True), 1e-12)
+        return (drawn * lengths).astype(np.float32)
+
+    twins = [replace(silencer, pattern=pattern) for pattern in elsewhere(silencer.pattern)]
+    variation = silencer.variation
+    if variation is None:
+        return twins
+    return [
+        replace(twin, variation=replace(variation, writing=writing))
+        for twin, writing in zip(twins, elsewhere(variation.writing), strict=True)
+    ]
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

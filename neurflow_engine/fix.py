@@ -249,8 +249,9 @@ def _on_device(silencer: Silencer, parameter: Tensor) -> Silencer:
     if isinstance(silencer, Filling):
         neurons = torch.tensor(silencer.neurons, dtype=torch.long, device=parameter.device)
         return replace(silencer, neurons=neurons, values=torch.tensor(silencer.values, dtype=dtype, device=parameter.device))
-    vectors = {name: torch.tensor(getattr(silencer, name), dtype=dtype, device=parameter.device) for name in ("filter", "pattern")}
-    return replace(silencer, **vectors)
+    there = lambda record, *names: {name: torch.tensor(getattr(record, name), dtype=dtype, device=parameter.device) for name in names}  # noqa: E731
+    variation = silencer.variation and replace(silencer.variation, **there(silencer.variation, "usual", "reading", "writing"))
+    return replace(silencer, **there(silencer, "filter", "pattern"), variation=variation)
 
 
 def _has_compiled_parts(model: nn.Module) -> bool:

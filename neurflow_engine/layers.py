@@ -40,6 +40,14 @@ class Anatomy:
 
         return tuple(name for name in self.layers if offered(name))
 
+    @property
+    def entry(self) -> tuple[str, ...]:
+        """What leads into the first of the places, e.g. a stem or the embedding of patches; none where a stage is that already."""
+        first = self.places[0]
+        within = Place.of(first).module.partition(".")[0]
+        before = list(self.layers)[: list(self.layers).index(first)]
+        return tuple(name for name in before if Place.of(name).module.partition(".")[0] != within)[-1:]
+
     def default(self, depth: int) -> tuple[str, ...]:
         """``depth`` stages, deepest first; evenly spaced where a network is a long row of equal blocks."""
         shapes = {self.layers[name].shape for name in self.stages}

@@ -29,6 +29,7 @@ from neurflow_engine.images import absolute_folders, match_classes, scan
 from neurflow_engine.layers import Anatomy, examine, positions
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, Damping, Filling, ImageSet, Layer, NeuronGroup, Silencer
+from neurflow_engine.refinement import Lesson, refined
 from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Draft, Run, Workspace, now
 from neurflow_engine.tracing import folded, record
 from neurflow_engine.trials import Trials, pooled_outputs
@@ -43,9 +44,12 @@ WORTHWHILE = 0.2  # of the wrong images, more than the control, that silencing a
 ENOUGH_WRONG = 12  # wrong images, for a half of them to tell anything
 LAYERS = 8  # that contrast groups are looked for in, about
 ROUNDS = 2  # of looking for another contrast group in what the first leaves wrong
-COST = 5.0  # recovered images that one lost clean image outweighs in the score
+FINALISTS = 2  # layers and scopes that a first look at contrast groups finds most promising
+COST = 10.0  # recovered images that one lost clean image outweighs in the score
 _WRONG_PER_HALF, _RIGHT_PER_HALF, _CONTROL_IMAGES = 96, 192, 48
-_LEVELS = (0.5, 0.9, 0.98)  # quantiles of right images at which a damping may begin
+_USUAL, _MIDDLE = 0.9, 0.5  # quantiles of right images at which the damping of a group of the circuit begins, and of a contrast group
+_REFINEMENTS = ((0, 8.0), (0, 25.0), (8, 8.0), (8, 25.0))  # of a contrast group: rank of the variation, weight of right images
+_FIRST_STEPS, _STEPS, _LAST_STEPS = 15, 60, 120  # of refining it
 _PLACES = 8  # typical places of a contrast group that are shown
 _PLACE_SIDE = 112  # pixels
 
@@ -62,6 +66,16 @@ class Halves:
     def right_others(self, half: int) -> np.ndarray:
         """Right images of other classes than the target: what is usual."""
         return self.right[half][self.true[self.right[half]] != self.target]
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a contrast group is looked for."""
+
+    layer: str
+    scope: str  # of SCOPES
+    rank: int = 0  # of the variation
+    leave_alone: float = 8.0  # weight of right images
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +189,7 @@ class _Search:
             spread_out += [blocks[int(place)] for place in np.unique(np.linspace(0, len(blocks) - 1, missing).round())]
         elif missing < 0:
             spread_out = [spread_out[int(place)] for place in np.unique(np.linspace(0, len(spread_out) - 1, LAYERS).round())]
+        spread_out += anatomy.entry
         chosen = own | {name: anatomy.layers[name] for name in spread_out if name not in own and name != LOGITS}
         return {name: chosen[name] for name in run_order(self.classifier, list(chosen))}
 
@@ -236,7 +251,7 @@ class _Search:
         if len(others):
             along = np.zeros(self.layers[group.layer].n_channels, np.float32)
             along[list(group.neurons)] = group.direction
-            ways["damping"] = at_level(self.trials, Damping(group.layer, along, along, 0.0, "position"), others, _LEVELS[1])
+            ways["damping"] = at_level(self.trials, Damping(group.layer, along, along, 0.0, "position"), others, _USUAL)
         return ways
 
     # ------------------------------------------------------------ contrast groups
@@ -259,59 +274,71 @@ class _Search:
         return found
 
     def _best_direction(self, wrong: np.ndarray, number: int) -> Candidate | None:
-        """The direction, layer and level that undo most of the wrong images of the first half, by twofold cross-validation within it."""
-        right = self.halves.right_others(0)
+        """The damping that undoes most of the wrong images of the first half at the least price, chosen by cross-validation within it.
+
+        Every layer and scope gets a first look, a few steps of refinement on one fold. The most promising ones, and the earliest layer,
+        where a mark has not mixed with the rest yet but more steps are needed, are refined further in several ways on that fold; the
+        best of these also on the other.
+        """
+        right = self.halves.right[0]
         folds = [(wrong[np.arange(len(wrong)) % 2 == fold], right[np.arange(len(right)) % 2 == fold]) for fold in (0, 1)]
-        tried = self._crossed(folds, number)
-        if not tried or max(tried.values()) <= 0:
-            return None
-        layer, scope, quantile = max(tried, key=tried.get)
-        damping = direction(self.trials, layer, scope, wrong, right, self.seed)
+        layers = self._distinct_layers()
+        options = [(layer, scope) for layer in layers for scope in SCOPES]
+        n_steps = len(options) * _FIRST_STEPS + _STEPS * ((FINALISTS + 1) * len(_REFINEMENTS) + FINALISTS) + _LAST_STEPS
+        with self.progress.stage(f"contrast {number + 1}" if number else "contrast", n_steps) as tick:
+
+            def crossed(how: _How, fold: int, steps: int) -> float:
+                damping = self._fitted(how, *folds[fold], steps)
+                tick.advance(steps)
+                return self._value(damping, *folds[1 - fold]) if damping is not None else -np.inf
+
+            first = {option: crossed(_How(*option), 0, _FIRST_STEPS) for option in options}
+            best = sorted(first, key=first.get, reverse=True)[:FINALISTS]
+            earliest = max(((layers[0], scope) for scope in SCOPES), key=first.get) if layers else None
+            finalists = [_How(*option, *way) for option in dict.fromkeys([*best, earliest]) if option for way in _REFINEMENTS]
+            values = {how: crossed(how, 0, _STEPS) for how in finalists if first[how.layer, how.scope] > -np.inf}
+            best = sorted(values, key=values.get, reverse=True)[:FINALISTS]
+            both = {how: (values[how] + crossed(how, 1, _STEPS)) / 2 for how in best}
+            if not both or max(both.values()) <= 0:
+                return None
+            damping = self._fitted(max(both, key=both.get), wrong, right, _LAST_STEPS)
+            tick.advance(_LAST_STEPS)
         if damping is None:
             return None
-        damping = at_level(self.trials, damping, right, quantile)
         mass = np.sort(np.abs(damping.pattern * damping.filter))[::-1].cumsum()
         n_neurons = int(np.searchsorted(mass, 0.9 * mass[-1]) + 1)
-        return Candidate(
-            f"{layer}/contrast-{number + 1}", "contrast", "damping", damping, n_neurons, {"damping": self._outcome([damping], 0)}
-        )
+        group_id = f"{damping.layer}/contrast-{number + 1}"
+        return Candidate(group_id, "contrast", "damping", damping, n_neurons, {"damping": self._outcome([damping], 0)})
 
-    def _crossed(self, folds: list[tuple[np.ndarray, np.ndarray]], number: int) -> dict[tuple[str, str, float], float]:
-        """``worth`` of the direction of each layer, scope and level, each fitted on one fold (wrong, right) and measured on the other.
+    def _distinct_layers(self) -> list[str]:
+        """The layers that differ in what they give and at which the network can be cut: a stage gives what its last block gives."""
+        found: dict[bytes, str] = {}
+        for layer in self.layers:
+            with suppress(LayerError):
+                self.trials.replay.segment(layer)
+                found[self.trials.outputs[layer].read([0]).tobytes()] = layer
+        return list(found.values())
 
-        What a damping costs is measured only where it brings back enough to become the best.
-        """
-        gained: dict[tuple[str, str, float], list[tuple[Damping, np.ndarray, float]]] = {}
-        with self.progress.stage(f"contrast {number + 1}" if number else "contrast", len(self.layers) * len(SCOPES)) as tick:
-            for layer in self.layers:
-                for scope in SCOPES:
-                    with suppress(LayerError):  # the network cannot be cut there
-                        for (fit_wrong, fit_right), (own_wrong, own_right) in (folds, folds[::-1]):
-                            damping = direction(self.trials, layer, scope, fit_wrong, fit_right, self.seed)
-                            for quantile in _LEVELS if damping is not None else ():
-                                there = at_level(self.trials, damping, fit_right, quantile)
-                                back = self.trials.logits([there], own_wrong, tick=tick).argmax(1) == self.halves.true[own_wrong]
-                                gained.setdefault((layer, scope, quantile), []).append((there, own_right, float(back.mean())))
-                    tick.advance()
-        whole = {key: found for key, found in gained.items() if len(found) == len(folds)}
-        best, values = 0.0, {}
-        for key in sorted(whole, key=lambda key: -sum(recovered for *_, recovered in whole[key])):
-            if np.mean([recovered for *_, recovered in whole[key]]) <= best:
-                break
-            values[key] = float(np.mean([self._value(*found) for found in whole[key]]))
-            best = max(best, values[key])
-        return values
+    def _fitted(self, how: _How, wrong: np.ndarray, right: np.ndarray, steps: int) -> Damping | None:
+        """The direction in which wrong images differ from right ones of other classes, refined by what damping it does."""
+        of_target = self.halves.true[right] == self.target
+        others = right[~of_target]
+        damping = direction(self.trials, how.layer, how.scope, wrong, others, self.seed)
+        if damping is None:
+            return None
+        damping = at_level(self.trials, damping, others, _MIDDLE)
+        lesson = Lesson(wrong, right[of_target], others, self.halves.true, how.leave_alone)
+        return refined(self.trials, damping, lesson, steps, how.rank, self.seed)
 
-    def _value(self, damping: Damping, right_others: np.ndarray, recovered: float) -> float:
-        """``worth`` of a damping on the first half; the target's own images are among those that may be lost."""
-        of_target = self.halves.right[0][self.halves.true[self.halves.right[0]] == self.target]
-        lost = [
-            (self.trials.logits([damping], rows).argmax(1) == self.halves.true[rows]).mean() - 1 if len(rows) else 0.0
-            for rows in (right_others, of_target)
-        ]
-        share = len(of_target) / max(1, len(self.halves.right[0]))
-        clean = (1 - share) * lost[0] + share * lost[1]
-        return worth({"recovered": recovered, "clean_accuracy_change": float(clean), "target_recall_change": float(lost[1])})
+    def _value(self, damping: Damping, wrong: np.ndarray, right: np.ndarray) -> float:
+        """``worth`` of a damping on some images of the first half."""
+        true = self.halves.true
+        recovered = float((self.trials.logits([damping], wrong).argmax(1) == true[wrong]).mean())
+        if not recovered:
+            return 0.0
+        stays, of_target = self.trials.logits([damping], right).argmax(1) == true[right], true[right] == self.target
+        lost = [float(kept.mean() - 1) if len(kept) else 0.0 for kept in (stays, stays[of_target])]
+        return worth({"recovered": recovered, "clean_accuracy_change": lost[0], "target_recall_change": lost[1]})
 
     # ------------------------------------------------------------ the test on the other half
 

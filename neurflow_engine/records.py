@@ -186,12 +186,21 @@ class Filling:
 
 
 @dataclass(frozen=True, eq=False)
+class Variation:
+    """How what a damping takes away varies with what is there: it adds writing' (reading (h - usual)) to the pattern."""
+
+    usual: np.ndarray  # (n_channels,), float32: the mean over positions of right images
+    reading: np.ndarray  # (rank, n_channels), float32
+    writing: np.ndarray  # (rank, n_channels), float32
+
+
+@dataclass(frozen=True, eq=False)
 class Damping:
     """Silencing along a direction: what a layer shows of it above a level is taken away, everything below stays as it is.
 
     With s = filter . h, a position's vector h becomes h - max(0, s - level) * pattern. ``filter`` tells how much of the direction is
-    there, ``pattern`` is what it adds to the neurons (filter . pattern = 1, so that s = level afterwards; Haufe et al. 2014 on why the
-    two differ). Compare the projection of ClArC (Anders et al. 2022).
+    there, ``pattern`` what to take away for each unit of it (Haufe et al. 2014 on why the two differ; where filter . pattern = 1, s =
+    level afterwards). Compare the projection of ClArC (Anders et al. 2022). With a variation the pattern depends on the position's h.
     """
 
     layer: str
@@ -199,6 +208,7 @@ class Damping:
     pattern: np.ndarray  # (n_channels,), float32
     level: float  # the usual level
     scope: Literal["position", "image"]  # s of each position for itself, or its mean over the positions of the image for all of them
+    variation: Variation | None = None
 
 
 Silencer = Filling | Damping

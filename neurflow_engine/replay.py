@@ -60,6 +60,10 @@ class Replay:
                     stack.enter_context(self._silenced(silencer))
             return self.segment(layer).repeated(outputs, context, times).float()
 
+    def differentiable(self, layer: str, outputs: Tensor, context: Mapping[str, Sequence[object]] | None = None) -> Tensor:
+        """From what ``layer`` gives for some images, (n_images, n_classes); gradients flow from the logits to ``outputs``."""
+        return self.segment(layer)(outputs, context).float()
+
     def _silenced(self, silencer: Silencer):
         layer = self.layers[silencer.layer]
         return edited(self.classifier, silencer.layer, lambda output: silenced(layer, output, silencer))

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from neurflow_engine.errors import FixError
 from neurflow_engine.files import write_atomically
-from neurflow_engine.records import Damping, Filling, Layer, Silencer
+from neurflow_engine.records import Damping, Filling, Layer, Silencer, Variation
 
 SCHEMA = 1
 TENSORS = ".safetensors"
@@ -38,6 +38,15 @@ class _Filling(_Entry):
     values: str
 
 
+class _Variation(BaseModel):
+    """Names tensors, float32: ``usual`` (n_channels,), ``reading`` and ``writing`` both (rank, n_channels)."""
+
+    model_config = ConfigDict(extra="forbid")
+    usual: str
+    reading: str
+    writing: str
+
+
 class _Damping(_Entry):
     """``filter`` and ``pattern`` name tensors: float32, both (n_channels,)."""
 
@@ -46,6 +55,7 @@ class _Damping(_Entry):
     pattern: str
     level: FiniteFloat
     scope: Literal["position", "image"]
+    variation: _Variation | None = None
 
 
 class _Content(BaseModel):
@@ -77,9 +87,12 @@ def write(path: Path, silencers: NamedSilencers, about: dict) -> None:
             entry = _Filling(layer=layer, neurons=f"{name}.neurons", values=f"{name}.values")
             tensors |= {entry.neurons: np.array(silencer.neurons, np.int64), entry.values: np.array(silencer.values, np.float64)}
         else:
-            vectors = {"filter": f"{name}.filter", "pattern": f"{name}.pattern"}
-            entry = _Damping(layer=layer, **vectors, level=float(silencer.level), scope=silencer.scope)
-            tensors |= {tensor: np.array(getattr(silencer, vector), np.float32) for vector, tensor in vectors.items()}
+            vectors = {"filter": silencer.filter, "pattern": silencer.pattern}
+            varying = vars(silencer.variation) if silencer.variation else {}
+            variation = _Variation(**{vector: f"{name}.{vector}" for vector in varying}) if varying else None
+            names = {vector: f"{name}.{vector}" for vector in vectors}
+            entry = _Damping(layer=layer, **names, level=float(silencer.level), scope=silencer.scope, variation=variation)
+            tensors |= {f"{name}.{vector}": np.array(values, np.float32) for vector, values in (vectors | varying).items()}
         entries[name] = entry
     packed = safetensors.numpy.save(tensors)
     content = _Content(tensors_sha256=hashlib.sha256(packed).hexdigest(), about=about, silencers=entries)
@@ -160,18 +173,24 @@ def _tensors(path: Path, sha256: str) -> dict[str, np.ndarray]:
 
 
 def _silencer(path: Path, entry: _Filling | _Damping, tensors: Mapping[str, np.ndarray]) -> Silencer:
-    def vector(name: str, dtype: type) -> np.ndarray:
+    def vector(name: str, dtype: type, n_axes: int = 1) -> np.ndarray:
         if name not in tensors:
             raise FixError(f"{path.with_suffix(TENSORS)} lacks tensor {name!r}, which {path.name} names; write both again.")
-        if tensors[name].dtype != dtype or tensors[name].ndim != 1:
-            given = f"{tensors[name].dtype} of shape {tensors[name].shape}"
-            raise FixError(f"Tensor {name!r} of {path.with_suffix(TENSORS)} is {given}, expected one axis of {np.dtype(dtype)}.")
+        if tensors[name].dtype != dtype or tensors[name].ndim != n_axes:
+            given, axes = f"{tensors[name].dtype} of shape {tensors[name].shape}", "one axis" if n_axes == 1 else f"{n_axes} axes"
+            raise FixError(f"Tensor {name!r} of {path.with_suffix(TENSORS)} is {given}, expected {axes} of {np.dtype(dtype)}.")
         return tensors[name]
 
     if isinstance(entry, _Filling):
         neurons, values = vector(entry.neurons, np.int64), vector(entry.values, np.float64)
         return Filling(entry.layer.name, tuple(neurons.tolist()), tuple(values.tolist()))
-    return Damping(entry.layer.name, vector(entry.filter, np.float32), vector(entry.pattern, np.float32), entry.level, entry.scope)
+    varying = entry.variation and Variation(
+        vector(entry.variation.usual, np.float32),
+        vector(entry.variation.reading, np.float32, 2),
+        vector(entry.variation.writing, np.float32, 2),
+    )
+    filter, pattern = vector(entry.filter, np.float32), vector(entry.pattern, np.float32)
+    return Damping(entry.layer.name, filter, pattern, entry.level, entry.scope, varying)
 
 
 def _check(path: Path, name: str, layer: Layer, silencer: Silencer) -> None:
@@ -202,9 +221,14 @@ def _problem_of_filling(layer: Layer, filling: Filling) -> str:
 
 
 def _problem_of_damping(layer: Layer, damping: Damping) -> str:
-    for name, vector in (("filter", damping.filter), ("pattern", damping.pattern)):
-        if np.shape(vector) != (layer.n_channels,):
-            return f"its {name} has shape {np.shape(vector)}, expected ({layer.n_channels},)"
+    rank = len(damping.variation.reading) if damping.variation else 0
+    shapes = {"filter": (layer.n_channels,), "pattern": (layer.n_channels,)}
+    varying = {"usual": (layer.n_channels,), "reading": (rank, layer.n_channels), "writing": (rank, layer.n_channels)}
+    vectors = [(name, getattr(damping, name), shape) for name, shape in shapes.items()]
+    vectors += [(name, getattr(damping.variation, name), shape) for name, shape in varying.items()] if damping.variation else []
+    for name, vector, shape in vectors:
+        if np.shape(vector) != shape:
+            return f"its {name} has shape {np.shape(vector)}, expected {shape}"
         if not np.isfinite(vector).all():
             return f"its {name} has numbers that are not finite"
     if damping.scope not in ("position", "image"):

@@ -38,9 +38,17 @@ def zeroed(layer: Layer, output: Tensor, neurons: Sequence[int]) -> Tensor:
 
 
 def damped(layer: Layer, output: Tensor, damping: Damping) -> Tensor:
-    """A copy in which what exceeds the level along the direction is taken away (``Damping`` gives the formula)."""
-    filter, pattern = (torch.as_tensor(vector, device=output.device, dtype=output.dtype) for vector in (damping.filter, damping.pattern))
-    return output - along_channels(layer, output.ndim, pattern) * excess(layer, output, filter, damping.level, damping.scope)
+    """A copy in which what exceeds the level along the direction is taken away (``Damping`` gives the formula).
+
+    The damping's vectors may be tensors too; gradients flow to them.
+    """
+    tensor = lambda vector: torch.as_tensor(vector, device=output.device, dtype=output.dtype)  # noqa: E731
+    taken = along_channels(layer, output.ndim, tensor(damping.pattern))
+    if damping.variation is not None:
+        usual, reading, writing = (tensor(vector) for vector in vars(damping.variation).values())
+        there = output.movedim(layer.channel_axis, -1) - usual
+        taken = taken + (there @ reading.mT @ writing).movedim(-1, layer.channel_axis)
+    return output - excess(layer, output, tensor(damping.filter), damping.level, damping.scope) * taken
 
 
 def excess(layer: Layer, output: Tensor, filter: Tensor, level: float, scope: str) -> Tensor:

@@ -66,6 +66,13 @@ class Trials:
             output = torch.from_numpy(self.outputs[layer].read(rows[start : start + _AT_ONCE]))
             yield range(start, start + len(output)), positions(self.replay.layers[layer], output).numpy()
 
+    def context(self, layer: str, rows: Sequence[int]):
+        """What else leads into the network above a layer for some images; None where nothing does."""
+        segment = self.replay.segment(layer)
+        if not segment.needs_context:
+            return None
+        return segment.context(torch.from_numpy(self.images.read(rows)).to(self.replay.classifier.device))
+
     def scores(self, damping: Damping, rows: Sequence[int]) -> np.ndarray:
         """How much each image shows of a direction: filter . h, largest over positions or its mean as the scope says; (len(rows),)."""
         found = np.zeros(len(rows), np.float32)
@@ -82,14 +89,14 @@ class Trials:
         """As ``logits``, for several sets of silencers whose lowest layer is the same: (n_variants, len(rows), n_classes)."""
         order = list(self.outputs)
         lowest = min((silencer.layer for silencer in variants[0]), key=order.index)
-        segment, device = self.replay.segment(lowest), self.replay.classifier.device
+        device = self.replay.classifier.device
         found = np.zeros((len(variants), len(rows), self.intact.shape[1]), np.float32)
         capacity = Capacity(device, _AT_ONCE, 1, _AT_ONCE)
         done = 0
 
         def all_variants(some: Sequence[int]) -> np.ndarray:
             outputs = torch.from_numpy(self.outputs[lowest].read(some)).to(device)
-            context = segment.context(torch.from_numpy(self.images.read(some)).to(device)) if segment.needs_context else None
+            context = self.context(lowest, some)
             logits = []
             for silencers in variants:
                 logits.append(self.replay.logits_above(lowest, outputs, silencers, context).cpu().numpy())
