@@ -341,14 +341,14 @@ class LabelStore(GroupStore[Label, LabelChange]):
             return connection.execute(sql.select(changes.c.author).where(*typed).order_by(changes.c.version.desc()).limit(1)).scalar()
 
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "'")
+_FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "'")
 
 
 def spreadsheet_safe(value: object) -> object:
     """A cell that no spreadsheet takes for a formula.
 
-    Text that begins with ``=``, ``+``, ``-`` or ``@`` gets an apostrophe in front, and so does text that begins with an apostrophe:
-    taking one leading apostrophe off every cell that has one gives back the values.
+    Text that begins with ``=``, ``+``, ``-`` or ``@``, or with a tab or line break that some programs skip, gets an apostrophe in front,
+    and so does text that begins with an apostrophe: taking one leading apostrophe off every cell that has one gives back the values.
     """
     return f"'{value}" if str(value).startswith(_FORMULA_STARTS) else value
 

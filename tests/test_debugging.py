@@ -12,7 +12,7 @@ from neurflow_engine import demo
 from neurflow_engine.controls import interval, random_twins
 from neurflow_engine.debugging import Debugger, contrast_presence, grid, window_around
 from neurflow_engine.errors import DataError, RunError
-from neurflow_engine.records import LOGITS, Damping, Filling
+from neurflow_engine.records import LOGITS, Damping, Filling, Variation
 from neurflow_engine.store import Run
 from neurflow_engine.tracing import edited
 
@@ -199,14 +199,25 @@ class TestRandomTwins:
             np.testing.assert_array_equal(twin.filter, damping.filter)
             np.testing.assert_array_equal(twin.pattern, same.pattern)
             assert np.linalg.norm(twin.pattern) == pytest.approx(np.linalg.norm(damping.pattern), rel=1e-4)
-            assert abs(twin.pattern @ damping.pattern) < 0.9 * np.linalg.norm(damping.pattern) ** 2
+            assert twin.pattern @ damping.filter == pytest.approx(0, abs=1e-4)  # what is read of the group is left
         assert not np.allclose(twins[0].pattern, twins[1].pattern)
         assert not np.allclose(twins[0].pattern, random_twins(replace(damping), self.SAMPLE, 20, seed=1)[0].pattern)
+
+    def test_of_a_damping_with_a_variation_vary_as_much_in_other_directions(self):
+        random = np.random.default_rng(1)
+        vector = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
+        damping = Damping("layer", vector(40), vector(40), 0.7, "position", Variation(vector(40), vector(3, 40), vector(3, 40)))
+        for twin in random_twins(damping, self.SAMPLE, 5, seed=0):
+            np.testing.assert_array_equal(twin.variation.reading, damping.variation.reading)
+            lengths = [np.linalg.norm(one.variation.writing, axis=1) for one in (twin, damping)]
+            np.testing.assert_allclose(*lengths, rtol=1e-4)
+            np.testing.assert_allclose(twin.variation.writing @ damping.filter, 0, atol=1e-4)
 
     def test_of_a_damping_keep_to_what_varies_in_the_layer(self):
         sample = self.SAMPLE.copy()
         sample[:, 7] = 2.0  # never changes
         direction = np.ones(40, np.float32)
+        direction[7] = 0
         for twin in random_twins(Damping("layer", direction, direction, 0.0, "image"), sample, 5, seed=0):
             assert twin.pattern[7] == pytest.approx(0, abs=1e-5)
 

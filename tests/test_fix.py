@@ -23,7 +23,7 @@ from neurflow_engine.evaluation import classifier_of
 from neurflow_engine.fix import weights_sha256
 from neurflow_engine.images import open_image
 from neurflow_engine.layers import examine
-from neurflow_engine.records import LOGITS, Damping, Filling, Layer
+from neurflow_engine.records import LOGITS, Damping, Filling, Layer, Variation
 from neurflow_engine.silencing import silenced
 from neurflow_engine.store import SCHEMA, DebugReport
 from neurflow_engine.tracing import edited, record
@@ -57,7 +57,9 @@ def random_silencer(net, layer: Layer, kind: str, batch: torch.Tensor, seed: int
     filter = pattern / (pattern**2).sum()
     shown = output @ torch.tensor(filter, dtype=torch.float32)
     level = float(shown.mean() - 3 * shown.std())
-    return Damping(layer.name, filter.astype(np.float32), pattern.astype(np.float32), level, kind)
+    vectors = lambda n: (random.normal(size=(n, layer.n_channels)) * 0.1).astype(np.float32)  # noqa: E731
+    variation = Variation(vectors(1)[0], vectors(2), vectors(2)) if kind == "image" else None
+    return Damping(layer.name, filter.astype(np.float32), pattern.astype(np.float32), level, kind, variation)
 
 
 def save_fix(path: Path, model: torch.nn.Module, size: int, silencers: silencer_file.NamedSilencers) -> Path:

@@ -58,6 +58,12 @@ class TestAnatomy:
         places = anatomy("convnext_atto").places
         assert [place for place in places if place.startswith("stages.0")] == ["stages.0.blocks.0", "stages.0.blocks.1", "stages.0"]
 
+    def test_the_entry_is_what_leads_into_the_first_place(self, vit):
+        assert vit.entry == ("norm_pre",)
+        assert vit.layers["norm_pre"].shape == (10, 192)
+        assert anatomy("convnext_atto").entry == ("stem",)
+        assert anatomy("mobilenetv2_050").entry == ("bn1",)
+
     def test_a_module_without_one_tensor_per_call_is_unfit_and_says_why_and_where_the_tensors_are(self):
         class Model(Chain):
             def __init__(self):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurflow_engine.records import Damping, Filling, Layer
+from neurflow_engine.records import Damping, Filling, Layer, Variation
 from neurflow_engine.silencing import excess, silenced
 
 N_IMAGES, HEIGHT, WIDTH = 2, 3, 2
@@ -138,3 +138,23 @@ def test_lower_precision_stays_and_gradients_flow():
         assert after.dtype == torch.bfloat16
         (gradient,) = torch.autograd.grad(after.float().sum(), output)
         assert gradient.abs().sum() > 0
+
+
+@quick
+@given(layers, seeds, scopes)
+def test_what_a_variation_takes_away_follows_its_formula_at_every_position(layer, seed, scope):
+    output, plain, random = noise(layer, seed), damping(seed, scope), np.random.default_rng(seed)
+    variation = Variation(random.normal(size=5), random.normal(size=(2, 5)), random.normal(size=(2, 5)))
+    found = of_image(layer, silenced(layer, output, replace(plain, variation=variation)))
+    h = of_image(layer, output).numpy()
+    s = score(layer, output, plain).numpy()
+    above = np.maximum(0, s - plain.level).reshape(N_IMAGES, -1, 1)
+    expected = h - above * (plain.pattern + (h - variation.usual) @ variation.reading.T @ variation.writing)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_variation_of_nothing_changes_nothing():
+    layer = Layer("maps", 5, 1, (5, 3, 3))
+    output, plain = noise(layer, 0), damping(0, "position")
+    nothing = Variation(np.ones(5), np.ones((2, 5)), np.zeros((2, 5)))
+    assert torch.equal(silenced(layer, output, replace(plain, variation=nothing)), silenced(layer, output, plain))
