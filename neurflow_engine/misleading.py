@@ -104,10 +104,11 @@ def find_misleading(
 
     Wrong images are those predicted as the target although they are of another class; clean images are those predicted right, of any
     class. Both are divided into two halves. On the first, each group of the circuit gets its best way of being silenced (zero, mean or
-    damped along its direction), and contrast groups are found in layers from early to late (``contrast.direction``). All figures come
-    from the second half: the share of wrong images whose true class comes back, beside the same for matched random silencers; a
-    one-sided Wilcoxon signed-rank test, image by image, of the gained margin (true logit minus target logit) against the mean of the
-    control, corrected by Holm's method for the number of groups; and what silencing costs on clean images.
+    damped along its direction), and contrast groups are found in layers from early to late (``contrast.direction``, refined by
+    ``refinement.refined``). All figures come from the second half: the share of wrong images whose true class comes back, beside the
+    same for matched random silencers; a one-sided Wilcoxon signed-rank test, image by image, of the gained margin (true logit minus
+    target logit) against the mean of the control, corrected by Holm's method for the number of groups; and what silencing costs on
+    clean images.
 
     Returns:
         The report; its JSON is that of ``debug RUN --json`` (DESIGN.md).
