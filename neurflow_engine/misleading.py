@@ -25,7 +25,7 @@ from neurflow_engine.debugging import Debugger, contrast_presence, run_order, wi
 from neurflow_engine.errors import DataError, LayerError
 from neurflow_engine.evaluation import evaluate
 from neurflow_engine.files import writing
-from neurflow_engine.images import absolute_folders, match_classes, scan
+from neurflow_engine.images import absolute_folders, copies, match_classes, scan
 from neurflow_engine.layers import Anatomy, examine, positions
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, Damping, Filling, ImageSet, Layer, NeuronGroup, Silencer
@@ -195,12 +195,18 @@ class _Search:
         return {name: chosen[name] for name in run_order(self.classifier, list(chosen))}
 
     def _divide(self) -> np.ndarray:
-        """Deal wrong and right images of each class to the two halves, at most so many of each; returns the rows that are used."""
+        """Deal wrong and right images of each class to the two halves, at most so many of each; returns the rows that are used.
+
+        Of files with the same content only the first is dealt, or what a group was chosen on would also be reported on.
+        """
         random = np.random.default_rng(self.seed)
-        per_class = max(1, 2 * _RIGHT_PER_HALF // max(1, len(np.unique(self.true[self.clean]))))
-        kinds = [random.permutation(self.wrong)[: 2 * _WRONG_PER_HALF]]
-        for index in np.unique(self.true[self.clean]):
-            of_class = random.permutation(self.clean[self.true[self.clean] == index])
+        paths = self.predictions["path"].tolist()
+        again = {path for others in copies(self.root, paths).values() for path in others}
+        wrong, clean = (rows[[paths[row] not in again for row in rows]] for rows in (self.wrong, self.clean))
+        per_class = max(1, 2 * _RIGHT_PER_HALF // max(1, len(np.unique(self.true[clean]))))
+        kinds = [random.permutation(wrong)[: 2 * _WRONG_PER_HALF]]
+        for index in np.unique(self.true[clean]):
+            of_class = random.permutation(clean[self.true[clean] == index])
             kinds.append(of_class[: 2 * per_class if index == self.target else per_class])
         for rows in kinds:
             self.half[rows] = np.arange(len(rows)) % 2
@@ -361,7 +367,14 @@ class _Search:
     def _figures(self, candidate: Candidate) -> tuple[dict, np.ndarray]:
         """What one candidate does on the second half beside its control, and the margins gained, (1 + draws, n_images)."""
         wrong, right, true = self.halves.wrong[1], self.halves.right[1], self.halves.true
-        entry = {"recovered": None, "recovered_interval": None, "control_recovered": None, "score": None, "draws": 0}
+        entry = {
+            "silencing": candidate.way,
+            "recovered": None,
+            "recovered_interval": None,
+            "control_recovered": None,
+            "score": None,
+            "draws": 0,
+        }
         gain = np.zeros((1, 0))
         stays = np.ones(len(right), bool)
         if len(wrong):
@@ -396,8 +409,8 @@ class _Search:
         twins = random_twins(candidate.silencer, sample, self.draws, self.seed)
         first = min(FIRST_DRAWS, self.draws)
         drawn = self.trials.logits_of_many([[twin] for twin in twins[:first]], rows)
-        high = spread((drawn.argmax(2) == self.halves.true[rows]).mean(1))["high"]  # what ``judged`` asks a group to surpass
-        if first < self.draws and recovered > max(high, WORTHWHILE / 2):
+        least = to_surpass(candidate.way, spread((drawn.argmax(2) == self.halves.true[rows]).mean(1)))
+        if first < self.draws and recovered > max(least, WORTHWHILE / 2):
             rest = self.trials.logits_of_many([[twin] for twin in twins[first:]], rows)
             drawn = np.concatenate([drawn, rest])
         return drawn, len(drawn)
@@ -516,7 +529,6 @@ class _Search:
             "id": candidate.id,
             "layer": candidate.silencer.layer,
             "kind": candidate.kind,
-            "silencing": candidate.way,
             "n_neurons": candidate.n_neurons,
             **entry,
             "presence_excess": excess,
@@ -550,13 +562,22 @@ def worth(outcome: Mapping[str, float]) -> float:
     return outcome["recovered"] + COST * min(0.0, gained) + min(0.0, outcome["target_recall_change"])
 
 
+def to_surpass(way: str, control: Mapping[str, float]) -> float:
+    """What a group must bring back more than: almost all random silencers, 0..1.
+
+    Random twins of a damping disturb the very places where it acts, which may destroy a mark in itself; so it must do better than they
+    do in the mean (and by ``WORTHWHILE``), not than the luckiest of them.
+    """
+    return control["mean"] if way == "damping" else control["high"]
+
+
 def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
     """Whether a group is misleading, and why or why not in one sentence."""
     if n_wrong < ENOUGH_WRONG or entry["recovered"] is None:
         return False, f"Only {n_wrong} images are wrongly taken for the class; at least {ENOUGH_WRONG} are needed to tell."
     control, recovered = entry["control_recovered"], entry["recovered"]
     lost = -entry["target_recall_change"]
-    if recovered <= control["high"] or entry["p_value"] >= SIGNIFICANT:
+    if recovered <= to_surpass(entry["silencing"], control) or entry["p_value"] >= SIGNIFICANT:
         return False, "Silencing it brings back no more wrong images than silencing at random."
     if recovered - control["mean"] < WORTHWHILE:
         return (

@@ -206,6 +206,17 @@ class TestContrastGroups:
         assert all(group["places"] == [] for group in groups_of(report, "circuit"))
 
 
+@pytest.mark.slow
+def test_of_copies_of_a_file_only_the_first_is_looked_at(demo_run, misled_images, demo_workspace, tmp_path):
+    images = shutil.copytree(misled_images, tmp_path / "images")
+    for path in sorted(images.glob("*/marked-*.png")):
+        shutil.copy(path, path.with_name(f"z-{path.name}"))
+    report = find_misleading(demo_run, images, demo_workspace, device="cpu", workers=0, draws=2).json
+    halves = {image["path"]: image["half"] for image in report["images"]}
+    assert {half for path, half in halves.items() if "/z-" in path} == {None}
+    assert {halves[image["path"]] for image in of_kind(report)[0] if "/z-" not in image["path"]} == {"chosen", "reported"}
+
+
 class TestAgain:
     def test_a_finished_report_is_found_and_not_repeated(self, misled_report, demo_run, misled_images, demo_workspace):
         again = find_misleading(demo_run, misled_images, demo_workspace, device="cpu", draws=misled_report.json["draws"])
@@ -254,6 +265,7 @@ class TestTooLittle:
 
 
 GOOD = {
+    "silencing": "zero",
     "recovered": 0.9,
     "control_recovered": {"mean": 0.0, "low": 0.0, "high": 0.01},
     "p_value": 1e-6,
@@ -274,6 +286,10 @@ class TestJudgement:
         [
             ({"recovered": None}, "are needed to tell"),
             ({"control_recovered": {"mean": 0.0, "low": 0.0, "high": 0.9}}, "no more wrong images than silencing at random"),
+            (
+                {"silencing": "damping", "control_recovered": {"mean": 0.9, "low": 0.0, "high": 1.0}},
+                "no more wrong images than silencing at random",
+            ),
             ({"p_value": 0.5}, "no more wrong images than silencing at random"),
             ({"recovered": 0.02}, r"brings back few of the wrong images \(2%"),
             ({"control_recovered": {"mean": 0.85, "low": 0.8, "high": 0.89}}, "few of the wrong images"),
@@ -286,6 +302,9 @@ class TestJudgement:
         flagged, said = judged(GOOD | changed, n_wrong=100)
         assert not flagged
         assert re.search(reason, said), said
+
+    def test_a_damping_need_not_surpass_the_luckiest_of_twins_that_disturb_the_same_places(self):
+        assert judged(GOOD | {"silencing": "damping", "control_recovered": {"mean": 0.3, "low": 0.0, "high": 1.0}}, n_wrong=100)[0]
 
     def test_few_wrong_images_tell_nothing(self):
         flagged, reason = judged(GOOD, n_wrong=misleading.ENOUGH_WRONG - 1)
