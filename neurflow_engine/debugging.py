@@ -204,7 +204,9 @@ class Debugger:
     ) -> tuple[ControlOutcome, ...]:
         """What matched random silencers do to each image; the classes are those in the top 5 before or after the given silencers."""
         effect = self.effect(paths, silencers)
-        twins = [random_twins(silencer, self._sample(silencer.layer), draws, seed) for silencer in silencers]
+        twins = [
+            random_twins(silencer, self._sample(silencer.layer), self._shown(silencer.layer, paths), draws, seed) for silencer in silencers
+        ]
         probabilities = torch.stack(
             [
                 torch.cat([self._from_lowest(batch, [own[draw] for own in twins]) for batch in in_batches(paths, BATCH)])
@@ -248,6 +250,11 @@ class Debugger:
         if self.report and layer in self.report.layers:
             return self.report.sample(layer)
         return np.asarray(self.run.activations(layer))
+
+    def _shown(self, layer: str, paths: Sequence[Path]) -> np.ndarray:
+        """Positions (n_images, n_positions, n_channels) of the first images."""
+        outputs = torch.cat([self._outputs(path)[layer] for path in paths[:BATCH]])
+        return positions(self.layers[layer], outputs).float().cpu().numpy()
 
     def _patches(self, n_images: int) -> tuple[Patch, ...]:
         return cut_patches(n_images, self.classifier.preprocessing.input_size, self.run.manifest["configuration"]["granularities"])

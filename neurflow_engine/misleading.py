@@ -406,11 +406,12 @@ class _Search:
     def _control(self, candidate: Candidate, rows: np.ndarray, recovered: float) -> tuple[np.ndarray, int]:
         """Logits under matched random silencers, (draws, n_images, n_classes): few where the candidate does no more than they do."""
         sample = pooled_outputs(self.trials, candidate.silencer.layer, self.halves.right[0])
-        twins = random_twins(candidate.silencer, sample, self.draws, self.seed)
+        shown = np.concatenate([values for _, values in self.trials.positions(candidate.silencer.layer, rows[:BATCH])])
+        twins = random_twins(candidate.silencer, sample, shown, self.draws, self.seed)
         first = min(FIRST_DRAWS, self.draws)
         drawn = self.trials.logits_of_many([[twin] for twin in twins[:first]], rows)
-        least = to_surpass(candidate.way, spread((drawn.argmax(2) == self.halves.true[rows]).mean(1)))
-        if first < self.draws and recovered > max(least, WORTHWHILE / 2):
+        high = spread((drawn.argmax(2) == self.halves.true[rows]).mean(1))["high"]  # what ``judged`` asks a group to surpass
+        if first < self.draws and recovered > max(high, WORTHWHILE / 2):
             rest = self.trials.logits_of_many([[twin] for twin in twins[first:]], rows)
             drawn = np.concatenate([drawn, rest])
         return drawn, len(drawn)
@@ -529,6 +530,7 @@ class _Search:
             "id": candidate.id,
             "layer": candidate.silencer.layer,
             "kind": candidate.kind,
+            "silencing": candidate.way,
             "n_neurons": candidate.n_neurons,
             **entry,
             "presence_excess": excess,
@@ -562,22 +564,13 @@ def worth(outcome: Mapping[str, float]) -> float:
     return outcome["recovered"] + COST * min(0.0, gained) + min(0.0, outcome["target_recall_change"])
 
 
-def to_surpass(way: str, control: Mapping[str, float]) -> float:
-    """What a group must bring back more than: almost all random silencers, 0..1.
-
-    Random twins of a damping disturb the very places where it acts, which may destroy a mark in itself; so it must do better than they
-    do in the mean (and by ``WORTHWHILE``), not than the luckiest of them.
-    """
-    return control["mean"] if way == "damping" else control["high"]
-
-
 def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
     """Whether a group is misleading, and why or why not in one sentence."""
     if n_wrong < ENOUGH_WRONG or entry["recovered"] is None:
         return False, f"Only {n_wrong} images are wrongly taken for the class; at least {ENOUGH_WRONG} are needed to tell."
     control, recovered = entry["control_recovered"], entry["recovered"]
     lost = -entry["target_recall_change"]
-    if recovered <= to_surpass(entry["silencing"], control) or entry["p_value"] >= SIGNIFICANT:
+    if recovered <= control["high"] or entry["p_value"] >= SIGNIFICANT:
         return False, "Silencing it brings back no more wrong images than silencing at random."
     if recovered - control["mean"] < WORTHWHILE:
         return (
