@@ -12,9 +12,11 @@ from neurflow_engine import demo
 from neurflow_engine.controls import interval, random_twins
 from neurflow_engine.debugging import Debugger, contrast_presence, grid, window_around
 from neurflow_engine.errors import DataError, RunError
-from neurflow_engine.records import LOGITS, Damping, Filling, Variation
+from neurflow_engine.layers import positions
+from neurflow_engine.records import LOGITS, Damping, Filling, Layer, Variation
+from neurflow_engine.silencing import silenced
 from neurflow_engine.store import Run
-from neurflow_engine.tracing import edited
+from neurflow_engine.tracing import edited, record
 
 GROUPS = ("layer4/0", "layer4/1", "layer3/0", "layer2/0")
 
@@ -158,8 +160,14 @@ class TestControl:
     def test_is_what_random_twins_of_all_silencers_do_together(self, informed, paths, contrast, misled_report):
         silencers = informed.silencers(["layer3/0", contrast])
         draws = 4
-        twins = [random_twins(silencer, misled_report.sample(silencer.layer), draws, seed=3) for silencer in silencers]
         images = informed.load(paths)
+
+        def twins_of(silencer):
+            layer = informed.layers[silencer.layer]
+            shown = positions(layer, record(informed.classifier, images, [layer.name])[layer.name]).numpy()
+            return random_twins(silencer, misled_report.sample(silencer.layer), shown, draws, seed=3)
+
+        twins = [twins_of(silencer) for silencer in silencers]
         expected = torch.stack([informed.logits(images, together) for together in zip(*twins, strict=True)]).softmax(2).numpy()
         intact = informed.logits(images).argmax(1).numpy()
         for image, outcome in enumerate(informed.control(paths, silencers, draws, seed=3)):
@@ -175,50 +183,71 @@ class TestRandomTwins:
     @pytest.mark.parametrize("values", [(0.0, 0.0, 0.0), (1.0, 2.0, 0.0)], ids=["zero", "mean"])
     def test_of_a_filling_fill_as_many_other_neurons_in_the_same_way(self, values):
         filling = Filling("layer", (3, 5, 8), values)
-        twins = random_twins(filling, self.SAMPLE, 20, seed=0)
+        twins = random_twins(filling, self.SAMPLE, self.shown(), 20, seed=0)
         assert len(twins) == 20
         for twin in twins:
             assert len(set(twin.neurons)) == 3
             assert not set(twin.neurons) & set(filling.neurons)
             assert twin.values == pytest.approx(tuple(self.SAMPLE.mean(0)[list(twin.neurons)]) if any(values) else (0, 0, 0))
         assert len({twin.neurons for twin in twins}) > 10
-        assert twins == random_twins(filling, self.SAMPLE, 20, seed=0) != random_twins(filling, self.SAMPLE, 20, seed=1)
+        again, other = (random_twins(filling, self.SAMPLE, self.shown(), 20, seed) for seed in (0, 1))
+        assert twins == again != other
 
     def test_of_a_filling_take_neurons_that_are_about_as_active(self):
         sample = np.tile(np.arange(100, dtype=np.float32), (4, 1))  # neuron n has mean activation n
-        for twin in random_twins(Filling("layer", (50,), (0.0,)), sample, 20, seed=0):
+        for twin in random_twins(Filling("layer", (50,), (0.0,)), sample, sample[:, None], 20, seed=0):
             assert abs(twin.neurons[0] - 50) <= 5
 
-    def test_of_a_damping_take_as_much_in_another_direction_at_the_same_places(self):
-        random = np.random.default_rng(1)
-        damping = Damping("layer", random.normal(size=40).astype(np.float32), random.normal(size=40).astype(np.float32), 0.7, "position")
-        twins, again = (random_twins(damping, self.SAMPLE, 20, seed=0) for _ in range(2))
-        assert len(twins) == 20
-        for twin, same in zip(twins, again, strict=True):
-            assert (twin.layer, twin.level, twin.scope) == ("layer", 0.7, "position")
-            np.testing.assert_array_equal(twin.filter, damping.filter)
-            np.testing.assert_array_equal(twin.pattern, same.pattern)
-            assert np.linalg.norm(twin.pattern) == pytest.approx(np.linalg.norm(damping.pattern), rel=1e-4)
-            assert twin.pattern @ damping.filter == pytest.approx(0, abs=1e-4)  # what is read of the group is left
-        assert not np.allclose(twins[0].pattern, twins[1].pattern)
-        assert not np.allclose(twins[0].pattern, random_twins(replace(damping), self.SAMPLE, 20, seed=1)[0].pattern)
+    def shown(self, n_images: int = 6, n_positions: int = 50) -> np.ndarray:
+        return np.random.default_rng(5).gamma(2.0, 1.0, (n_images, n_positions, 40)).astype(np.float32)
 
-    def test_of_a_damping_with_a_variation_vary_as_much_in_other_directions(self):
-        random = np.random.default_rng(1)
-        vector = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
-        damping = Damping("layer", vector(40), vector(40), 0.7, "position", Variation(vector(40), vector(3, 40), vector(3, 40)))
-        for twin in random_twins(damping, self.SAMPLE, 5, seed=0):
-            np.testing.assert_array_equal(twin.variation.reading, damping.variation.reading)
-            lengths = [np.linalg.norm(one.variation.writing, axis=1) for one in (twin, damping)]
-            np.testing.assert_allclose(*lengths, rtol=1e-4)
-            np.testing.assert_allclose(twin.variation.writing @ damping.filter, 0, atol=1e-4)
+    def damping(self, scope: str, seed: int = 1, varies: bool = False) -> Damping:
+        random = np.random.default_rng(seed)
+        vector = lambda *shape: (random.normal(size=shape) / 6).astype(np.float32)  # noqa: E731
+        variation = Variation(vector(40), vector(3, 40), vector(3, 40)) if varies else None
+        filter = vector(40)
+        scores = self.shown() @ filter
+        level = float(np.median(scores.mean(1) if scope == "image" else scores))
+        return Damping("layer", filter, vector(40), level, scope, variation)
+
+    @staticmethod
+    def taken(damping: Damping, shown: np.ndarray) -> np.ndarray:
+        """How much each position loses, (n_images, n_positions)."""
+        layer = Layer("layer", 40, 2, shown.shape[1:])
+        before = torch.from_numpy(shown)
+        return (before - silenced(layer, before, damping)).norm(dim=-1).numpy()
+
+    @pytest.mark.parametrize("varies", [False, True], ids=["the same everywhere", "with a variation"])
+    @pytest.mark.parametrize("scope", ["position", "image"])
+    def test_of_a_damping_act_as_often_and_take_away_as_much_in_other_directions(self, scope, varies):
+        damping, shown = self.damping(scope, varies=varies), self.shown()
+        own = self.taken(damping, shown)
+        assert 0 < (own > 0).mean() < 1
+        for twin in random_twins(damping, self.SAMPLE, shown, 20, seed=0):
+            found = self.taken(twin, shown)
+            assert found.mean() == pytest.approx(own.mean(), rel=1e-3)
+            assert (found > 0).mean() == pytest.approx((own > 0).mean(), abs=0.02)
+            assert (twin.layer, twin.scope, twin.variation) == ("layer", scope, None)
+            along, ours = (vector / np.linalg.norm(vector) for vector in (twin.pattern, damping.pattern))
+            assert abs(along @ ours) < 0.9
+
+    def test_of_a_damping_are_the_same_for_the_same_seed(self):
+        damping, shown = self.damping("position"), self.shown()
+        twins, again, other = (random_twins(damping, self.SAMPLE, shown, 3, seed) for seed in (0, 0, 1))
+        for twin, same, different in zip(twins, again, other, strict=True):
+            np.testing.assert_array_equal(twin.pattern, same.pattern)
+            assert not np.allclose(twin.pattern, different.pattern)
+        assert not np.allclose(twins[0].pattern, twins[1].pattern)
+
+    def test_of_a_damping_that_does_nothing_here_do_nothing_either(self):
+        shown = self.shown()
+        for twin in random_twins(replace(self.damping("position"), level=1e6), self.SAMPLE, shown, 3, seed=0):
+            assert self.taken(twin, shown).sum() == pytest.approx(0, abs=1e-6)
 
     def test_of_a_damping_keep_to_what_varies_in_the_layer(self):
         sample = self.SAMPLE.copy()
         sample[:, 7] = 2.0  # never changes
-        direction = np.ones(40, np.float32)
-        direction[7] = 0
-        for twin in random_twins(Damping("layer", direction, direction, 0.0, "image"), sample, 5, seed=0):
+        for twin in random_twins(self.damping("image"), sample, self.shown(), 5, seed=0):
             assert twin.pattern[7] == pytest.approx(0, abs=1e-5)
 
 

@@ -14,9 +14,11 @@ from neurflow_engine.controls import random_twins
 from neurflow_engine.debugging import Debugger
 from neurflow_engine.errors import DataError
 from neurflow_engine.images import scan
+from neurflow_engine.layers import positions
 from neurflow_engine.misleading import find_misleading, gain_p_value, holm, judged, share_interval, worth
 from neurflow_engine.records import Damping, Filling
 from neurflow_engine.store import Workspace
+from neurflow_engine.tracing import record
 
 FIGURES = ("recovered", "recovered_interval", "control_recovered", "score")
 
@@ -122,7 +124,10 @@ class TestFigures:
         wrong, _ = of_kind(report, "reported")
         true = [image["true"] for image in wrong]
         silencer = misled_report.silencer(group["id"])
-        twins = random_twins(silencer, misled_report.sample(silencer.layer), report["draws"], report["seed"])[: group["draws"]]
+        layer, images = debugger.layers[silencer.layer], debugger.load([misled_images / image["path"] for image in wrong])
+        shown = positions(layer, record(debugger.classifier, images, [layer.name])[layer.name]).numpy()
+        sample = misled_report.sample(silencer.layer)
+        twins = random_twins(silencer, sample, shown, report["draws"], report["seed"])[: group["draws"]]
         shares = [(silenced_classes(debugger, misled_images, wrong, [twin]) == true).mean() for twin in twins]
         expected = {"mean": np.mean(shares), "low": np.quantile(shares, 0.025), "high": np.quantile(shares, 0.975)}
         assert group["control_recovered"] == pytest.approx(expected, abs=0.5 / len(wrong))  # an image on the edge may fall to either side
