@@ -47,9 +47,15 @@ ROUNDS = 2  # of looking for another contrast group in what the first leaves wro
 FINALISTS = 2  # layers and scopes that a first look at contrast groups finds most promising
 COST = 10.0  # recovered images that one lost clean image outweighs in the score
 _WRONG_PER_HALF, _RIGHT_PER_HALF, _CONTROL_IMAGES = 96, 192, 48
-_USUAL, _MIDDLE = 0.9, 0.5  # quantiles of right images at which the damping of a group of the circuit begins, and of a contrast group
-_REFINEMENTS = ((0, 8.0), (0, 25.0), (8, 8.0), (8, 25.0))  # of a contrast group: rank of the variation, weight of right images
-_FIRST_STEPS, _STEPS, _LAST_STEPS = 15, 60, 120  # of refining it
+_USUAL = 0.9  # quantile of right images at which the damping of a group of the circuit begins
+_LEVELS = (0.5, 0.9)  # likewise of a contrast group that is not refined
+_REFINEMENTS = (
+    (0.5, 0, 8.0),
+    (0.5, 0, 25.0),
+    (0.5, 8, 8.0),
+    (0.5, 8, 25.0),
+)  # that quantile, rank of the variation, weight of right images
+_FIRST_STEPS, _STEPS = 15, 80  # of refining it
 _PLACES = 8  # typical places of a contrast group that are shown
 _PLACE_SIDE = 112  # pixels
 
@@ -74,6 +80,8 @@ class _How:
 
     layer: str
     scope: str  # of SCOPES
+    steps: int  # of refinement
+    quantile: float = 0.5  # of right images, at which the damping begins
     rank: int = 0  # of the variation
     leave_alone: float = 8.0  # weight of right images
 
@@ -268,7 +276,7 @@ class _Search:
         found: list[Candidate] = []
         left = self.halves.wrong[0]
         for number in range(ROUNDS):
-            if len(left) < (ENOUGH_WRONG if number else ENOUGH_WRONG // 2) or len(self.halves.right_others(0)) < ENOUGH_WRONG:
+            if len(left) < (2 * ENOUGH_WRONG if number else ENOUGH_WRONG // 2) or len(self.halves.right_others(0)) < ENOUGH_WRONG:
                 break
             best = self._best_direction(left, number)
             if best is None:
@@ -283,33 +291,35 @@ class _Search:
     def _best_direction(self, wrong: np.ndarray, number: int) -> Candidate | None:
         """The damping that undoes most of the wrong images of the first half at the least price, chosen by cross-validation within it.
 
-        Every layer and scope gets a first look, a few steps of refinement on one fold. The most promising ones, and the earliest layer,
-        where a mark has not mixed with the rest yet but more steps are needed, are refined further in several ways on that fold; the
-        best of these also on the other.
+        Every layer and scope gets a first look on one fold: as the contrast gives it, and after a few steps of refinement. The most
+        promising ones, and the earliest layer, where a mark has not mixed with the rest yet but more steps are needed, are refined
+        further in several ways on that fold; the best of all are measured on the other fold too.
         """
         right = self.halves.right[0]
         folds = [(wrong[np.arange(len(wrong)) % 2 == fold], right[np.arange(len(right)) % 2 == fold]) for fold in (0, 1)]
         layers = self._distinct_layers()
         options = [(layer, scope) for layer in layers for scope in SCOPES]
-        n_steps = len(options) * _FIRST_STEPS + _STEPS * ((FINALISTS + 1) * len(_REFINEMENTS) + FINALISTS) + _LAST_STEPS
+        n_steps = len(options) * _FIRST_STEPS + _STEPS * ((FINALISTS + 1) * len(_REFINEMENTS) + FINALISTS + 2)
         with self.progress.stage(f"contrast {number + 1}" if number else "contrast", n_steps) as tick:
 
-            def crossed(how: _How, fold: int, steps: int) -> float:
-                damping = self._fitted(how, *folds[fold], steps)
-                tick.advance(steps)
+            def crossed(how: _How, fold: int) -> float:
+                damping = self._fitted(how, *folds[fold])
+                tick.advance(how.steps)
                 return self._value(damping, *folds[1 - fold]) if damping is not None else -np.inf
 
-            first = {option: crossed(_How(*option), 0, _FIRST_STEPS) for option in options}
-            best = sorted(first, key=first.get, reverse=True)[:FINALISTS]
-            earliest = max(((layers[0], scope) for scope in SCOPES), key=first.get) if layers else None
-            finalists = [_How(*option, *way) for option in dict.fromkeys([*best, earliest]) if option for way in _REFINEMENTS]
-            values = {how: crossed(how, 0, _STEPS) for how in finalists if first[how.layer, how.scope] > -np.inf}
-            best = sorted(values, key=values.get, reverse=True)[:FINALISTS]
-            both = {how: (values[how] + crossed(how, 1, _STEPS)) / 2 for how in best}
+            plain = {how: crossed(how, 0) for option in options for how in (_How(*option, 0, quantile) for quantile in _LEVELS)}
+            first = {option: crossed(_How(*option, _FIRST_STEPS), 0) for option in options}
+            promising = sorted(first, key=first.get, reverse=True)[:FINALISTS]
+            earliest = max((option for option in options if option[0] == layers[0]), key=first.get, default=None)
+            # What costs more than everything that could come back is not worth more steps.
+            finalists = [option for option in dict.fromkeys([*promising, earliest]) if option and first[option] > -1]
+            values = plain | {how: crossed(how, 0) for option in finalists for how in (_How(*option, _STEPS, *way) for way in _REFINEMENTS)}
+            best = [how for how in sorted(values, key=values.get, reverse=True)[: FINALISTS + 1] if values[how] > -np.inf]
+            both = {how: (values[how] + crossed(how, 1)) / 2 for how in best}
             if not both or max(both.values()) <= 0:
                 return None
-            damping = self._fitted(max(both, key=both.get), wrong, right, _LAST_STEPS)
-            tick.advance(_LAST_STEPS)
+            damping = self._fitted(max(both, key=both.get), wrong, right)
+            tick.advance(_STEPS)
         if damping is None:
             return None
         mass = np.sort(np.abs(damping.pattern * damping.filter))[::-1].cumsum()
@@ -326,16 +336,16 @@ class _Search:
                 found[self.trials.outputs[layer].read([0]).tobytes()] = layer
         return list(found.values())
 
-    def _fitted(self, how: _How, wrong: np.ndarray, right: np.ndarray, steps: int) -> Damping | None:
+    def _fitted(self, how: _How, wrong: np.ndarray, right: np.ndarray) -> Damping | None:
         """The direction in which wrong images differ from right ones of other classes, refined by what damping it does."""
         of_target = self.halves.true[right] == self.target
         others = right[~of_target]
         damping = direction(self.trials, how.layer, how.scope, wrong, others, self.seed)
         if damping is None:
             return None
-        damping = at_level(self.trials, damping, others, _MIDDLE)
+        damping = at_level(self.trials, damping, others, how.quantile)
         lesson = Lesson(wrong, right[of_target], others, self.halves.true, how.leave_alone)
-        return refined(self.trials, damping, lesson, steps, how.rank, self.seed)
+        return refined(self.trials, damping, lesson, how.steps, how.rank, self.seed) if how.steps else damping
 
     def _value(self, damping: Damping, wrong: np.ndarray, right: np.ndarray) -> float:
         """``worth`` of a damping on some images of the first half."""
