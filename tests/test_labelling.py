@@ -235,8 +235,8 @@ def test_stopped_half_way_and_started_again_only_the_rest_is_asked(demo_run, pla
         out, _ = command(demo_run, place, server, "--no-score", "--concurrency", "3").communicate(timeout=60)
         found = json.loads(out)
         rest = [digest(asked) for asked in server.asked[asked_before:]]
-    lost = answered & set(rest)  # answered, but not written yet when the process was killed
-    assert len(lost) <= (3 if number == signal.SIGKILL else 0)
+    lost = answered & set(rest)  # sent by the server, but not read or written yet when the process was stopped
+    assert len(lost) <= 3  # no more than were under way
     assert (found["proposed"], found["failed"]) == (n, 0)
     assert found["requests"] == len(rest) == n - len(answered) + len(lost)
 
