@@ -64,7 +64,7 @@ class TestTheSticker:
     def test_is_found_by_the_contrast_alone_as_well(self, report):
         contrast = groups_of(report, "contrast")[0]
         assert contrast["misleading"]
-        assert contrast["recovered"] >= 0.85 * report["ceiling"]["mean"]
+        assert contrast["recovered"] >= 0.6 * report["ceiling"]["mean"]  # made from 13 wrong images, reported on 13 others
 
 
 class TestHalves:
