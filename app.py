@@ -52,7 +52,7 @@ def open_run() -> None:
 def running_jobs() -> None:
     """Running jobs with their progress; the whole page runs again when one of them begins or ends."""
     with show.sentences():
-        running = [job for job in cached.jobs().all() if job.running]
+        running = [job for job in cached.jobs().all() if job.active]
         for job in running:
             with st.container(border=True, key=f"job_{job.id}"):
                 st.text(job.title)
@@ -65,7 +65,7 @@ def running_jobs() -> None:
 def ended_jobs() -> None:
     """One message for every job that ended while this tab watched."""
     for job in cached.jobs().all()[:20]:
-        if session.ended(job.id, job.running) and job.state == JobState.DONE:
+        if session.ended(job.id, job.active) and job.state == JobState.DONE:
             session.tell("done", f"{job.title}: done in {show.duration(job.seconds)}.")
 
 
@@ -76,7 +76,7 @@ with show.sentences():
     with st.sidebar:
         st.html('<div class="nf-name" style="font-size:1.05rem">NeurFlow Debugger</div>')
         open_run()
-        busy = any(job.running for job in cached.jobs().all())
+        busy = any(job.active for job in cached.jobs().all())
         st.fragment(running_jobs, run_every=1.0 if busy else 5.0)()
     ended_jobs()
     show.notice()

@@ -24,7 +24,7 @@ def follow_job() -> None:
     job = cached.jobs().get(session.get("job"))
     result = job.result()
     if result is None:
-        if not job.running and job.state != JobState.CANCELLED:
+        if not job.active and job.state != JobState.CANCELLED:
             show.job_progress(job)
         return
     session.put(job=None, evaluation=result["evaluation"], target=None)
@@ -40,14 +40,14 @@ def progress(kinds: tuple[str, ...]) -> None:
     def watch() -> None:
         with show.sentences():
             job = commands.latest(*kinds)
-            if job and job.running:
+            if job and job.active:
                 with st.container(border=True):
                     st.text(job.title)
                     show.job_progress(job)
                     st.button("Cancel", key=f"stop_{job.id}", on_click=session.quietly(lambda: cached.jobs().cancel(job.id)))
 
     job = commands.latest(*kinds)
-    if job and job.running:
+    if job and job.active:
         st.fragment(watch, run_every=0.5)()
 
 
@@ -62,7 +62,7 @@ def welcome() -> None:
                 "needs no network, and leads to the circuit of that class."
             )
         job = commands.latest("demo")
-        busy = bool(job and job.running)
+        busy = bool(job and job.active)
         button.button(
             "Analyse the demo", type="primary", key="start_demo", width="stretch", disabled=busy, on_click=session.quietly(start_demo)
         )

@@ -332,9 +332,9 @@ def start_check(run: Run, again: bool = False) -> None:
         )
         st.button(
             "Check again" if again else "Check this circuit", key="check_circuit", type="secondary" if again else "primary",
-            disabled=bool(job and job.running), on_click=session.quietly(lambda: commands.fidelity(run, session.value("refine"))),
+            disabled=bool(job and job.active), on_click=session.quietly(lambda: commands.fidelity(run, session.value("refine"))),
         )  # fmt: skip
-    if job and job.running:
+    if job and job.active:
         what = "Being checked" if run.id in job.argv else "Another circuit is being checked"
         st.caption(f"{what}: the progress, and a button to cancel, are in the sidebar. The rest of this page can be used meanwhile.")
     elif job and run.id in job.argv:

@@ -136,7 +136,7 @@ def hostile(tmp_path_factory) -> tuple[Workspace, str, str]:
     jobs = Jobs(workspace.root)
     for title in (LABELS[1], LABELS[2]):  # it fails, and says so in words that hold the class
         job = jobs.start("analyze", title, ["analyze", "--model", chosen.model.name, "--data", str(chosen.data), "--target", LABELS[1]])
-    while jobs.get(job.id).running:
+    while jobs.get(job.id).active:
         time.sleep(0.2)
     assert jobs.get(job.id).state == JobState.FAILED
     return workspace, run.id, report.id

@@ -76,7 +76,7 @@ def score_label(run: Run, groups: Sequence[str]) -> Job:
 def latest(kind: str, *also: str) -> Job | None:
     """The newest job of some kinds that runs, or else the newest one if it failed."""
     jobs = [job for job in cached.jobs().all() if job.kind in (kind, *also)]
-    running = next((job for job in jobs if job.running), None)
+    running = next((job for job in jobs if job.active), None)
     return running or (jobs[0] if jobs and jobs[0].state in (JobState.FAILED, JobState.DIED) else None)
 
 

@@ -39,7 +39,7 @@ def section(scene: Scene) -> None:
 def wait(scene: Scene, groups: tuple[str, ...]) -> None:
     """The job that makes the preview, or a button to start it."""
     job = commands.latest("preview")
-    if job and job.running and ",".join(groups) in job.argv:
+    if job and job.active and ",".join(groups) in job.argv:
         st.caption("All images of the folder go through the model, with and without it: the progress is in the sidebar.")
         return
     if job and ",".join(groups) in job.argv:

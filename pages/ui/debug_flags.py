@@ -62,10 +62,10 @@ def find(scene: Scene) -> None:
             width="stretch",
         )
         st.button(
-            "Find misleading groups", key="find_misleading", type="primary", disabled=bool(job and job.running),
+            "Find misleading groups", key="find_misleading", type="primary", disabled=bool(job and job.active),
             on_click=session.quietly(lambda: commands.debug(scene.run, scene.folders)),
         )  # fmt: skip
-    if job and job.running:
+    if job and job.active:
         st.caption("Looking for them: the progress is in the sidebar. The rest of this page can be used meanwhile.")
     elif job and scene.run.id in job.argv:
         show.job_progress(job)

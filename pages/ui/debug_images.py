@@ -71,7 +71,7 @@ def follow_job() -> None:
         result = job.result()
         if result:
             _open(result["evaluation"], job=None)
-        elif not job.running:
+        elif not job.active:
             show.job_progress(job)
 
 

@@ -138,7 +138,7 @@ def _estimate(run_id: str, settings: str, model: str, scorer: str) -> dict:
 
 def _running(run: Run) -> Job | None:
     job = _latest(run)
-    return job if job and job.running else None
+    return job if job and job.active else None
 
 
 def _latest(run: Run) -> Job | None:
@@ -153,7 +153,7 @@ def follow(run: Run) -> None:
         st.caption("Nothing was asked for this run yet.")
         return
     with show.sentences():
-        if job.running:
+        if job.active:
             show.job_progress(job)
             st.button("Cancel", key=f"label_cancel_{job.id}", on_click=session.quietly(lambda: cached.jobs().cancel(job.id)))
         elif job.state == JobState.DONE:
@@ -164,7 +164,7 @@ def follow(run: Run) -> None:
                 "Resume", key=f"label_resume_{job.id}", on_click=session.quietly(lambda: cached.jobs().resume(job.id)),
                 help="What was answered before is not asked again",
             )  # fmt: skip
-    if session.changed(f"label job {run.id}", job.running):
+    if session.changed(f"label job {run.id}", job.active):
         st.rerun(scope="app")
 
 

@@ -271,7 +271,7 @@ def score(scene: Scene, group: NeuronGroup) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.html('<div class="nf-small">This wording was not scored yet.</div>', width="content")
             st.button(
-                "Score it", key=f"score_{group.id}", type="tertiary", disabled=bool(job and job.running),
+                "Score it", key=f"score_{group.id}", type="tertiary", disabled=bool(job and job.active),
                 help="Ask the scorer which held-out patches fit these words; answers that are kept cost nothing",
                 on_click=session.quietly(lambda: commands.score_label(scene.run, [group.id])),
             )  # fmt: skip

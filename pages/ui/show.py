@@ -324,7 +324,7 @@ def job_progress(job: Job, stages: bool = True) -> None:
         st.html(
             '<div class="nf-small">' + " · ".join(f"{escape(stage.name)} ✓ {duration(stage.seconds)}" for stage in job.stages) + "</div>"
         )
-    if job.running:
+    if job.active:
         left = f" · about {duration(job.seconds_left)} left" if job.seconds_left is not None else ""
         count = f" {job.done} of {job.total}" if job.total else ""
         share = min(1.0, job.done / job.total) if job.total else 0.0
