@@ -55,17 +55,24 @@ class Score:
     time: datetime  # aware, UTC
 
 
+def _table(name: str, metadata: sql.MetaData, *columns: sql.Column) -> sql.Table:
+    """A table of what was said about groups, one row each time, with these columns beside its number, run, group and time."""
+    known_by = (
+        sql.Column("id", sql.Integer, primary_key=True),
+        sql.Column("run_id", sql.String, nullable=False, index=True),
+        sql.Column("group_id", sql.String, nullable=False),
+    )
+    return sql.Table(name, metadata, *known_by, *columns, sql.Column("time", UtcDateTime, nullable=False))
+
+
 class ProposalStore(SqlStore):
     """Proposals and scores in the SQL database of the labels; many threads and processes may add to it at once."""
 
     noun = "label"
     metadata = sql.MetaData()
-    _proposals = sql.Table(
+    _proposals = _table(
         "proposals",
         metadata,
-        sql.Column("id", sql.Integer, primary_key=True),
-        sql.Column("run_id", sql.String, nullable=False, index=True),
-        sql.Column("group_id", sql.String, nullable=False),
         sql.Column("proposer", sql.String, nullable=False),
         sql.Column("outcome", choice(Outcome, 32), nullable=False),
         sql.Column("name", sql.String),
@@ -76,18 +83,13 @@ class ProposalStore(SqlStore):
         sql.Column("evidence", JSON, nullable=False),
         sql.Column("tokens_in", sql.Integer, nullable=False),
         sql.Column("tokens_out", sql.Integer, nullable=False),
-        sql.Column("time", UtcDateTime, nullable=False),
     )
-    _scores = sql.Table(
+    _scores = _table(
         "label_scores",
         metadata,
-        sql.Column("id", sql.Integer, primary_key=True),
-        sql.Column("run_id", sql.String, nullable=False, index=True),
-        sql.Column("group_id", sql.String, nullable=False),
         sql.Column("text", sql.String, nullable=False),
         sql.Column("scorer", sql.String, nullable=False),
         sql.Column("figures", JSON, nullable=False),
-        sql.Column("time", UtcDateTime, nullable=False),
     )
 
     def add(self, proposal: Proposal) -> None:

@@ -97,14 +97,7 @@ class VerdictStore(GroupStore[Verdict, VerdictChange]):
     # changing
 
     def give(
-        self,
-        run_id: str,
-        group_id: str,
-        judgement: Judgement | str,
-        author: str,
-        expected_version: int,
-        note: str | None = None,
-        report_id: str | None = None,
+        self, run_id: str, group_id: str, judgement: str, author: str, expected_version: int, note: str = "", report_id: str | None = None
     ) -> Verdict:
         """Decide. The verdict and note that are in force already change nothing.
 
@@ -118,8 +111,7 @@ class VerdictStore(GroupStore[Verdict, VerdictChange]):
         """
         if judgement not in list(Judgement):
             raise InputError(f"A verdict is core, spurious or unclear, got {str(judgement)!r}.")
-        note = checked_text(note, "A note", NOTE_LENGTH) if note and note.strip() else None
-        decision = _Decision(Judgement(judgement), note)
+        decision = _Decision(Judgement(judgement), checked_text(note, "A note", NOTE_LENGTH) if note.strip() else None)
         return self._change(_key(run_id, group_id, report_id), expected_version, author, "given", lambda _: decision, _said(decision))
 
     def undo(self, run_id: str, group_id: str, author: str, expected_version: int, report_id: str | None = None) -> Verdict:

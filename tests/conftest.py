@@ -1,6 +1,7 @@
-"""Shared fixtures: a workspace that is never the user's own, folders of drawn images, and one analysed demo for the whole session."""
+"""Shared fixtures: a workspace that is never the user's own, folders of drawn images, one analysed demo for the session, a browser."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -12,6 +13,8 @@ from PIL import Image, ImageDraw
 
 # Set before torch is loaded anywhere: the nets of the tests are too small for two threads to help, and child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -137,3 +140,47 @@ def database(request, tmp_path) -> Iterator[str]:
         yield server.format(name)
         connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
     engine.dispose()
+
+
+@pytest.fixture
+def store(request, database):
+    """The store of the kind that the test's module calls ``STORE``, in an empty database of either kind."""
+    store = request.module.STORE(database)
+    yield store
+    store.close()
+
+
+def pytest_itemcollected(item) -> None:
+    """What uses a browser is marked so."""
+    if "browser" in item.fixturenames:
+        item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    if CHROMIUM is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "needs Chromium: install the package chromium, or run python -m tests as root"
+        )
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A fresh tab that notes whom it asks and what it complains about, and refuses to have asked anybody but the app."""
+    context = browser.new_context(viewport={"width": 1440, "height": 1200})
+    tab = context.new_page()
+    tab.set_default_timeout(30_000)
+    asked, complaints = [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    yield tab
+    context.close()
+    assert not [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:", "about:"))]
+    assert not complaints

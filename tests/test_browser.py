@@ -1,105 +1,18 @@
 """The app in a real browser: the session of a stranger, from the first click to a restart, and what only a browser can tell."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import hand_made
 import pandas as pd
 import pytest
+from browsing import EVIL, click_group, graph_frame, serving
 
 from neurflow_engine import demo, silencer_file
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.store import Workspace
-
-ROOT = Path(__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-EVIL = "<img src=x onerror=\"document.title='owned'\"> ![x](http://leak.example/a.png) href"
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        CHROMIUM is None and not os.environ.get("CI"),  # where nobody looks, a browser that is missing is a failure
-        reason="needs Chromium: install the package chromium, or run python -m tests as root",
-    ),
-]
-
-
-@contextmanager
-def serving(workspace: Path) -> Iterator[str]:
-    """The app as people start it, on a free port; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"NEURFLOW_WORKSPACE": str(workspace)}
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
-    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{address}/_stcore/health").close()
-                break
-            except OSError:
-                assert server.poll() is None
-                time.sleep(0.1)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser):
-    """A fresh tab that notes whom it asks and what it complains about, and refuses to have asked anybody but the app."""
-    context = browser.new_context(viewport={"width": 1440, "height": 1200})
-    tab = context.new_page()
-    tab.set_default_timeout(30_000)
-    asked, complaints = [], []
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    yield tab
-    context.close()
-    assert not [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:", "about:"))]
-    assert not complaints
-
-
-def graph_frame(page):
-    """The frame of the graph, once it is drawn."""
-    page.wait_for_selector("iframe[title='Circuit graph']")
-    for _ in range(100):
-        frame = next((frame for frame in page.frames if frame.url == "about:srcdoc"), None)
-        if frame and frame.evaluate("typeof network !== 'undefined' && document.querySelector('canvas') !== null"):
-            page.wait_for_timeout(500)  # until it has fitted itself into its frame
-            return frame
-        page.wait_for_timeout(100)
-    raise AssertionError("the graph was not drawn")
-
-
-def click_group(page, group: str) -> None:
-    """Click a node of the graph where it is on the screen."""
-    frame = graph_frame(page)
-    place = frame.evaluate("id => network.canvasToDOM(network.getPosition(id))", group)
-    box = page.locator("iframe[title='Circuit graph']").bounding_box()
-    page.mouse.click(box["x"] + place["x"], box["y"] + place["y"])
 
 
 def test_the_session_of_a_stranger(page, tmp_path):

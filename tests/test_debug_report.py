@@ -1,6 +1,5 @@
 """The debug report to hand over: what it says, that nobody's text becomes markup, and that it needs nothing but itself."""
 
-import os
 import re
 import shutil
 from datetime import UTC, datetime
@@ -16,7 +15,6 @@ from neurflow_engine.debugging import ControlClass, ControlOutcome, TopClass
 from neurflow_engine.store import Workspace
 from neurflow_engine.verdicts import Judgement, Verdict
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "<img src=x onerror=\"document.title='owned'\"> {{ 7 * 7 }}"
 
 
@@ -160,29 +158,22 @@ class TestSelfContained:
     def test_stays_small(self, full):
         assert 20_000 < len(full) < 3_000_000
 
-    @pytest.mark.browser
-    @pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="needs Chromium: install the package chromium")
-    def test_opened_from_disk_without_a_network_everything_shows(self, full, tmp_path):
-        from playwright.sync_api import sync_playwright
-
+    def test_opened_from_disk_without_a_network_everything_shows(self, full, browser, tmp_path):
         path = tmp_path / "report.html"
         path.write_bytes(full)
         asked, complaints = [], []
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-            for scheme, width in (("light", 1440), ("dark", 900), ("light", 400)):
-                context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme, offline=True)
-                tab = context.new_page()
-                tab.on("request", lambda request: asked.append(request.url))
-                tab.on("console", lambda message: complaints.append(message.text))
-                tab.on("pageerror", lambda error: complaints.append(str(error)))
-                tab.goto(path.as_uri())
-                widths = tab.evaluate("Array.from(document.images, image => image.naturalWidth)")
-                assert len(widths) == full.decode().count("<img ") > 10
-                assert min(widths) > 0
-                assert tab.title() == "Why images are wrongly taken for sailboat"
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
-                context.close()
-            browser.close()
+        for scheme, width in (("light", 1440), ("dark", 900), ("light", 400)):
+            context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme, offline=True)
+            tab = context.new_page()
+            tab.on("request", lambda request: asked.append(request.url))
+            tab.on("console", lambda message: complaints.append(message.text))
+            tab.on("pageerror", lambda error: complaints.append(str(error)))
+            tab.goto(path.as_uri())
+            widths = tab.evaluate("Array.from(document.images, image => image.naturalWidth)")
+            assert len(widths) == full.decode().count("<img ") > 10
+            assert min(widths) > 0
+            assert tab.title() == "Why images are wrongly taken for sailboat"
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
+            context.close()
         assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()] * 3
         assert not complaints

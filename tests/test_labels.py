@@ -17,22 +17,11 @@ import sqlalchemy
 from neurflow_engine.errors import InputError, LabelConflictError, WorkspaceError
 from neurflow_engine.labels import LabelState, LabelStore, checked_text, read_csv, read_json, to_csv, to_json
 
+STORE = LabelStore  # of the fixture "store"
 RUN, GROUP = "demo-1", "blocks.3/2"
 EVIDENCE = {"patches": [["owl/1.png", 0, 0, 16, 16]], "score": {"f1": {"value": 0.75}}}
 
 only_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-
-
-@pytest.fixture
-def url(database):
-    return database
-
-
-@pytest.fixture
-def store(url):
-    store = LabelStore(url)
-    yield store
-    store.close()
 
 
 def one_sentence(error):
@@ -235,9 +224,9 @@ def test_many_are_approved_at_once_and_those_that_cannot_be_are_named(store):
         "a" * 120,
     ],
 )
-def test_markup_and_unusual_characters_are_kept_as_they_are(store, url, text):
+def test_markup_and_unusual_characters_are_kept_as_they_are(store, database, text):
     store.edit(RUN, GROUP, text, "José 🦜", 0)
-    kept = LabelStore(url).get(RUN, GROUP)
+    kept = LabelStore(database).get(RUN, GROUP)
     assert (kept.text, kept.author) == (text, "José 🦜")
 
 
@@ -273,8 +262,8 @@ def test_an_unusable_text_is_refused_and_nothing_is_written(store, text, why):
 # several people
 
 
-def test_a_change_on_an_old_version_is_refused_with_both_texts(store, url):
-    ana, bob = store, LabelStore(url)
+def test_a_change_on_an_old_version_is_refused_with_both_texts(store, database):
+    ana, bob = store, LabelStore(database)
     ana.edit(RUN, GROUP, "snow", "ana", 0)
     seen_by_bob = bob.get(RUN, GROUP).version
     ana.edit(RUN, GROUP, "ice", "ana", seen_by_bob)
@@ -297,8 +286,8 @@ def test_a_change_on_an_old_version_is_refused_with_both_texts(store, url):
     assert bob.edit(RUN, GROUP, "glass", "bob", 2).text == "glass"
 
 
-def test_of_many_who_change_one_version_exactly_one_succeeds(store, url):
-    stores = [store, LabelStore(url)]
+def test_of_many_who_change_one_version_exactly_one_succeeds(store, database):
+    stores = [store, LabelStore(database)]
 
     def attempt(number, version):
         try:
@@ -314,9 +303,9 @@ def test_of_many_who_change_one_version_exactly_one_succeeds(store, url):
     assert [change.version for change in store.history(RUN, GROUP)] == [1, 2, 3, 4, 5]
 
 
-def test_twenty_threads_deciding_a_thousand_labels_lose_nothing_and_history_is_complete(url):
+def test_twenty_threads_deciding_a_thousand_labels_lose_nothing_and_history_is_complete(database):
     n_threads, n_contested, groups = 20, 200, [f"layer/{number}" for number in range(1000)]
-    stores = [LabelStore(url) for _ in range(4)]
+    stores = [LabelStore(database) for _ in range(4)]
 
     def decide(worker):
         """Some labels are decided by two of the threads; who is told to be late looks at them and decides again."""
@@ -334,7 +323,7 @@ def test_twenty_threads_deciding_a_thousand_labels_lose_nothing_and_history_is_c
 
     with ThreadPoolExecutor(n_threads) as pool:
         assert sum(pool.map(decide, range(n_threads))) >= n_contested
-    rows = {row["group_id"]: row for row in LabelStore(url).export_rows([RUN])}
+    rows = {row["group_id"]: row for row in LabelStore(database).export_rows([RUN])}
     assert sorted(rows) == sorted(groups)
     for number, group in enumerate(groups):
         workers = [number % n_threads, (number - 1) % n_threads][: 2 if number < n_contested else 1]
@@ -356,28 +345,29 @@ def test_proposals_made_at_once_all_arrive(store):
     assert store.get(RUN, GROUP).version == 20
 
 
-def test_a_new_database_may_be_opened_by_many_at_once(url):
+def test_a_new_database_may_be_opened_by_many_at_once(database):
     with ThreadPoolExecutor(8) as pool:
-        stores = list(pool.map(lambda _: LabelStore(url), range(8)))
+        stores = list(pool.map(lambda _: LabelStore(database), range(8)))
     stores[0].edit(RUN, GROUP, "snow", "ana", 0)
     assert all(store.get(RUN, GROUP).text == "snow" for store in stores)
 
 
-def test_another_process_sees_every_label(store, url):
+def test_another_process_sees_every_label(store, database):
     store.edit(RUN, GROUP, "snow", "ana", 0)
     code = (
-        f"from neurflow_engine.labels import LabelStore; print(LabelStore({url!r}).decide({RUN!r}, {GROUP!r}, 'approved', 'bob', 1).text)"
+        "from neurflow_engine.labels import LabelStore; "
+        f"print(LabelStore({database!r}).decide({RUN!r}, {GROUP!r}, 'approved', 'bob', 1).text)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "snow\n"
     assert store.get(RUN, GROUP).author == "bob"
 
 
-def test_a_reopened_store_sees_everything(store, url):
+def test_a_reopened_store_sees_everything(store, database):
     store.propose(RUN, GROUP, "ice", "model x")
     store.edit(RUN, GROUP, "snow", "ana", 1)
     before = (store.for_run(RUN), store.history(RUN, GROUP), store.export_rows())
     store.close()
-    again = LabelStore(url)
+    again = LabelStore(database)
     assert (again.for_run(RUN), again.history(RUN, GROUP), again.export_rows()) == before
 
 
@@ -407,8 +397,8 @@ def test_a_read_only_database_can_be_read_and_a_change_is_refused_in_one_sentenc
 
 
 @only_sqlite
-def test_a_full_database_refuses_a_change_in_one_sentence_and_keeps_what_it_has(url):
-    store = LabelStore(url)
+def test_a_full_database_refuses_a_change_in_one_sentence_and_keeps_what_it_has(database):
+    store = LabelStore(database)
     store.edit(RUN, GROUP, "snow", "ana", 0)
     store.close()
     # SQLite's own limit makes it report the same error as a full disk
@@ -421,17 +411,17 @@ def test_a_full_database_refuses_a_change_in_one_sentence_and_keeps_what_it_has(
     with pytest.raises(WorkspaceError, match="full") as error:
         fill()
     one_sentence(error)
-    whole = LabelStore(url)
+    whole = LabelStore(database)
     for group in whole.for_run(RUN):
         assert len(whole.history(RUN, group)) == 1  # never a label without its history
     assert whole.get(RUN, GROUP).text == "snow"
 
 
 @only_sqlite
-def test_a_corrupt_database_is_refused_in_one_sentence(tmp_path, url):
+def test_a_corrupt_database_is_refused_in_one_sentence(tmp_path, database):
     (tmp_path / "labels.sqlite").write_bytes(b"this is no database" * 100)
     with pytest.raises(WorkspaceError, match="not a database") as error:
-        LabelStore(url)
+        LabelStore(database)
     one_sentence(error)
 
 

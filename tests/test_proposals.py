@@ -10,6 +10,7 @@ from neurflow_engine.errors import InputError
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.proposals import Outcome, Proposal, ProposalStore, Score
 
+STORE = ProposalStore  # of the fixture "store"
 RUN, GROUP = "demo-1", "blocks.3/2"
 NOW = datetime(2026, 11, 23, 13, 55, 52, 584220, UTC)
 PROPOSAL = Proposal(
@@ -38,13 +39,6 @@ FAILED = replace(
     tokens_out=0,
 )
 SCORE = Score(RUN, GROUP, "orange wing panel", "model y", {"f1": {"value": 0.8, "low": 0.6, "high": 0.9}, "baselines": None}, NOW)
-
-
-@pytest.fixture
-def store(database):
-    store = ProposalStore(database)
-    yield store
-    store.close()
 
 
 def test_a_run_without_proposals_has_none(store):

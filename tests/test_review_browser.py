@@ -7,7 +7,7 @@ import time
 import hand_made_labels
 import llm_server
 import pytest
-from test_browser import EVIL, browser, page, pytestmark, serving  # noqa: F401 (fixtures, and what all browser tests need)
+from browsing import EVIL, serving
 
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.records import LOGITS
@@ -66,7 +66,7 @@ def press(tab, key: str, group: str) -> float:
     return time.perf_counter() - started
 
 
-def test_twenty_groups_are_reviewed_with_keys_alone(page, address, workspace, store):  # noqa: F811
+def test_twenty_groups_are_reviewed_with_keys_alone(page, address, workspace, store):
     _, run, groups = workspace
     wordings = hand_made_labels.names(run)
     page.goto(address)
@@ -106,7 +106,7 @@ def test_twenty_groups_are_reviewed_with_keys_alone(page, address, workspace, st
     assert ordered[10] < A_DECISION
 
 
-def test_a_key_that_is_held_down_decides_once(page, address, workspace, store):  # noqa: F811
+def test_a_key_that_is_held_down_decides_once(page, address, workspace, store):
     _, run, groups = workspace
     at(page, address, groups[20])
     for _ in range(15):  # a second and later press of a key that was not let go counts as repeated
@@ -118,7 +118,7 @@ def test_a_key_that_is_held_down_decides_once(page, address, workspace, store): 
     assert states.count("rejected") == 1
 
 
-def test_what_was_typed_survives_a_reload_and_is_approved(page, address, workspace, store):  # noqa: F811
+def test_what_was_typed_survives_a_reload_and_is_approved(page, address, workspace, store):
     _, run, groups = workspace
     group, version = groups[0], store.get(run.id, groups[0]).version
     at(page, address, group)
@@ -138,7 +138,7 @@ def test_what_was_typed_survives_a_reload_and_is_approved(page, address, workspa
     assert page.evaluate("Object.keys(localStorage).filter(key => key.includes('neurflow draft'))") == []
 
 
-def test_the_second_of_two_people_is_told_and_sees_both_texts(page, browser, address, workspace, store):  # noqa: F811
+def test_the_second_of_two_people_is_told_and_sees_both_texts(page, browser, address, workspace, store):
     _, run, groups = workspace
     group = groups[1]
     second = browser.new_context(viewport={"width": 1440, "height": 1200})
@@ -179,7 +179,7 @@ def test_the_second_of_two_people_is_told_and_sees_both_texts(page, browser, add
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_page_fits_a_narrow_window(browser, address, workspace, theme):  # noqa: F811
+def test_the_page_fits_a_narrow_window(browser, address, workspace, theme):
     context = browser.new_context(viewport={"width": 900, "height": 1200}, color_scheme=theme)
     tab = context.new_page()
     tab.goto(f"{address}&group={workspace[2][3]}")
@@ -194,7 +194,7 @@ def test_the_page_fits_a_narrow_window(browser, address, workspace, theme):  # n
 
 
 @pytest.mark.slow
-def test_proposals_of_a_language_model_are_priced_cancelled_resumed_and_explained(page, demo_run, tmp_path, monkeypatch):  # noqa: F811
+def test_proposals_of_a_language_model_are_priced_cancelled_resumed_and_explained(page, demo_run, tmp_path, monkeypatch):
     folder = tmp_path / "workspace"
     shutil.copytree(demo_run.folder, folder / "runs" / demo_run.id)
     n_groups = len(demo_run.circuit.groups) - 1

@@ -11,19 +11,8 @@ from neurflow_engine.errors import InputError, VerdictConflictError
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.verdicts import Judgement, VerdictStore
 
+STORE = VerdictStore  # of the fixture "store"
 RUN, GROUP, CONTRAST, REPORT = "demo-1", "blocks.3/2", "blocks.3/contrast-1", "demo-1-abc"
-
-
-@pytest.fixture
-def url(database):
-    return database
-
-
-@pytest.fixture
-def store(url):
-    store = VerdictStore(url)
-    yield store
-    store.close()
 
 
 def test_a_group_that_nobody_judged_has_no_verdict(store):
@@ -32,24 +21,24 @@ def test_a_group_that_nobody_judged_has_no_verdict(store):
     assert store.history(RUN, GROUP) == []
 
 
-def test_a_verdict_is_remembered_with_author_time_and_note(store, url):
+def test_a_verdict_is_remembered_with_author_time_and_note(store, database):
     before = datetime.now(UTC)
     given = store.give(RUN, GROUP, "spurious", "ana", 0, "  the cafe\u0301's stamp, not the dog ")
     assert (given.judgement, given.author, given.version) == (Judgement.SPURIOUS, "ana", 1)
     assert given.note == "the café's stamp, not the dog"
     assert given.updated.utcoffset() == timedelta(0)
     assert before <= given.updated <= datetime.now(UTC)
-    again = VerdictStore(url)
+    again = VerdictStore(database)
     assert again.get(RUN, GROUP) == given
     assert again.for_run(RUN) == {GROUP: given}
     assert again.for_run("another run") == {}
 
 
-def test_another_process_sees_a_verdict(store, url):
+def test_another_process_sees_a_verdict(store, database):
     store.give(RUN, GROUP, "core", "ana", 0)
     code = (
         "import sys; from neurflow_engine.verdicts import VerdictStore; "
-        f"print(VerdictStore({url!r}).give({RUN!r}, {GROUP!r}, 'unclear', 'bob', 1).judgement, 'torch' in sys.modules)"
+        f"print(VerdictStore({database!r}).give({RUN!r}, {GROUP!r}, 'unclear', 'bob', 1).judgement, 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "unclear False\n"
     assert store.get(RUN, GROUP).author == "bob"
@@ -84,8 +73,8 @@ def test_undo_walks_back_to_no_verdict_and_the_group_can_be_judged_again(store):
     assert store.give(RUN, GROUP, "unclear", "ana", 4).judgement == "unclear"
 
 
-def test_a_verdict_on_an_old_version_is_refused_with_both_verdicts(store, url):
-    ana, bob = store, VerdictStore(url)
+def test_a_verdict_on_an_old_version_is_refused_with_both_verdicts(store, database):
+    ana, bob = store, VerdictStore(database)
     ana.give(RUN, GROUP, "core", "ana", 0, "wings")
     for late in (
         lambda: bob.give(RUN, GROUP, "spurious", "bob", 0),
@@ -105,8 +94,8 @@ def test_a_verdict_on_an_old_version_is_refused_with_both_verdicts(store, url):
     assert [change.author for change in store.history(RUN, GROUP)] == ["ana", "ana"]
 
 
-def test_of_many_who_judge_one_version_exactly_one_succeeds(store, url):
-    stores = [store, VerdictStore(url)]
+def test_of_many_who_judge_one_version_exactly_one_succeeds(store, database):
+    stores = [store, VerdictStore(database)]
 
     def attempt(number):
         try:
@@ -143,8 +132,8 @@ def test_a_contrast_group_is_judged_within_its_report(store):
 @pytest.mark.parametrize(
     ("judgement", "author", "note", "why"),
     [
-        ("wrong", "ana", None, "core, spurious or unclear, got 'wrong'"),
-        ("core", " ", None, "The author"),
+        ("wrong", "ana", "", "core, spurious or unclear, got 'wrong'"),
+        ("core", " ", "", "The author"),
         ("core", "ana", "two\nlines", "A note is one line"),
         ("core", "ana", "x" * 301, "A note has 301 characters, at most 300"),
     ],

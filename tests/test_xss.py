@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 import hand_made
 import hand_made_labels
 import pytest
-from test_browser import ROOT, browser, click_group, graph_frame, pytestmark, serving  # noqa: F401
+from browsing import ROOT, click_group, graph_frame, serving
 
 from neurflow_engine import demo
 from neurflow_engine.config import AnalysisConfig, ModelConfig
@@ -34,7 +34,7 @@ from neurflow_engine.records import LOGITS
 from neurflow_engine.store import Workspace
 from neurflow_engine.verdicts import Judgement, VerdictStore
 
-pytestmark = [*pytestmark, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 # What runs sets window.owned or asks for an address with "leak" in it; what a template computes contains 1337.
 CLASSES = (  # without slashes: folders and files have these names too
@@ -166,7 +166,7 @@ def name_everything(run, report, workspace: Workspace, groups: list[str]) -> Non
 
 
 @pytest.fixture
-def watched(browser):  # noqa: F811
+def watched(browser):
     """A tab that fails at its end where it asked anybody but the app, a name was taken for an address, or a dialogue was opened."""
     context = browser.new_context(viewport={"width": 1440, "height": 1200}, color_scheme="light")
     tab = context.new_page()
@@ -333,7 +333,7 @@ def test_the_labels_page(watched, hostile):
 
 
 @pytest.mark.parametrize("name", [name for name in (*CLASSES, *LABELS) if re.search("<(img|svg|script|a|iframe|style|math)", name)])
-def test_each_name_does_harm_where_it_is_taken_for_markup(browser, name):  # noqa: F811
+def test_each_name_does_harm_where_it_is_taken_for_markup(browser, name):
     """What the other tests look for is found: here a name is written into a page as it should never be."""
     tab = browser.new_page()
     tab.goto("data:text/html,<p>")

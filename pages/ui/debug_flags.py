@@ -195,7 +195,7 @@ def _decide(scene: Scene, group: str, given: Verdict | None, judgement: str | No
         if judgement is None:
             store.undo(scene.run.id, group, author(), version, scene.report_id)
         else:
-            store.give(scene.run.id, group, judgement, author(), version, session.value(f"note_{group}"), report_id=scene.report_id)
+            store.give(scene.run.id, group, judgement, author(), version, session.value(f"note_{group}", ""), report_id=scene.report_id)
     except NeurflowError as problem:
         session.tell("error", str(problem))
     else:

@@ -1,0 +1,58 @@
+"""The app as people start it, for tests with a browser, and what is awkward to reach in its pages."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+EVIL = "<img src=x onerror=\"document.title='owned'\"> ![x](http://leak.example/a.png) href"
+
+
+@contextmanager
+def serving(workspace: Path) -> Iterator[str]:
+    """The app as people start it, on a free port; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"NEURFLOW_WORKSPACE": str(workspace)}
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health").close()
+                break
+            except OSError:
+                assert server.poll() is None
+                time.sleep(0.1)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def graph_frame(page):
+    """The frame of the graph, once it is drawn."""
+    page.wait_for_selector("iframe[title='Circuit graph']")
+    for _ in range(100):
+        frame = next((frame for frame in page.frames if frame.url == "about:srcdoc"), None)
+        if frame and frame.evaluate("typeof network !== 'undefined' && document.querySelector('canvas') !== null"):
+            page.wait_for_timeout(500)  # until it has fitted itself into its frame
+            return frame
+        page.wait_for_timeout(100)
+    raise AssertionError("the graph was not drawn")
+
+
+def click_group(page, group: str) -> None:
+    """Click a node of the graph where it is on the screen."""
+    frame = graph_frame(page)
+    place = frame.evaluate("id => network.canvasToDOM(network.getPosition(id))", group)
+    box = page.locator("iframe[title='Circuit graph']").bounding_box()
+    page.mouse.click(box["x"] + place["x"], box["y"] + place["y"])
