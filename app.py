@@ -6,7 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 from neurflow_engine.jobs import JobState
-from pages.ui import cached, session, show
+from pages.ui import cached, link, session, show
 
 st.set_page_config(
     page_title="NeurFlow Debugger",
@@ -76,6 +76,7 @@ with show.sentences():
     with st.sidebar:
         st.html('<div class="nf-name" style="font-size:1.05rem">NeurFlow Debugger</div>')
         open_run()
+        link.copy_link()
         busy = any(job.active for job in cached.jobs().all())
         st.fragment(running_jobs, run_every=1.0 if busy else 5.0)()
     ended_jobs()

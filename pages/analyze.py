@@ -27,7 +27,9 @@ def follow_job() -> None:
         if not job.active and job.state != JobState.CANCELLED:
             show.job_progress(job)
         return
-    session.put(job=None, evaluation=result["evaluation"], target=None)
+    if not session.first(f"followed {job.id}"):
+        return
+    session.put(job=None, evaluation=result["evaluation"], target=None, layers=None)
     if "run" in result:
         session.open_run(result["run"])
         session.go("circuit", run=result["run"])
@@ -334,9 +336,10 @@ def analysis(evaluation: Evaluation, classes: pd.DataFrame) -> None:
             "Class", indices, format_func=lambda index: names[index], key="target_class",
             on_change=lambda: session.put(target=str(session.value("target_class"))),
         )  # fmt: skip
+        asked_layers = session.some_of("layers", list(depths), evaluation.default_layers(3))
         layers = second.multiselect(
-            "Layers, deepest first", list(depths), default=[name for name in evaluation.default_layers(3) if name in depths],
-            format_func=described, key=f"layers_{evaluation.id}", persist_state="session",
+            "Layers, deepest first", list(depths), format_func=described,
+            **session.linked("layers", asked_layers, f"layers_{evaluation.id}", session.NOTHING),
         )  # fmt: skip
         layers = [name for name in depths if name in layers]
         with st.expander("Settings"):
@@ -371,7 +374,7 @@ def earlier_evaluations(current: Evaluation) -> None:
             "Evaluated before", list(others), index=None, key="other_evaluation", label_visibility="collapsed",
             placeholder="Evaluated before …",
             format_func=lambda one: evaluated(others[one]),
-            on_change=lambda: session.put(evaluation=session.value("other_evaluation"), target=None),
+            on_change=lambda: session.put(evaluation=session.value("other_evaluation"), target=None, layers=None),
         )  # fmt: skip
 
 

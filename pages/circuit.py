@@ -17,6 +17,7 @@ from pages.ui import cached, commands, graph, session, show, trust
 
 FIRST = 30  # groups shown at first, and more with every press of the button
 STRONGEST = 6  # inputs and outputs in the panel
+TABS = ("Graph", "Trust", "Images by logit")
 
 
 def select(node: str | None = None, edge: str | None = None) -> None:
@@ -52,14 +53,16 @@ def toolbar(run: Run, labels: dict[str, Label], limit: int) -> tuple[float, list
     )  # fmt: skip
     groups = graph.most_important(circuit, limit, session.get("group"))
     heaviest = max((abs(edge.weight) for edge in circuit.edges), default=0.0)
+    highest = max(0.02, round(heaviest, 2))
+    weakest = session.number("weakest", graph.default_threshold(circuit, groups), 0.0, highest)
     threshold = prune.slider(
-        "Hide edges weaker than", 0.0, max(0.02, round(heaviest, 2)), graph.default_threshold(circuit, groups), 0.01,
-        key=f"threshold_{run.id}", persist_state="session",
+        "Hide edges weaker than", 0.0, highest, step=0.01,
+        **session.linked("weakest", weakest),
     )  # fmt: skip
     if len(groups) < len(circuit.groups):
         more.button(
             f"Show more groups ({len(groups)} of {len(circuit.groups)})", key="more", width="stretch",
-            on_click=lambda: session.set_value(f"limit_{run.id}", limit + FIRST),
+            on_click=lambda: session.put(limit=str(limit + FIRST)),
         )  # fmt: skip
     return threshold, groups
 
@@ -344,13 +347,14 @@ def start_check(run: Run, again: bool = False) -> None:
 def circuit_page(run: Run) -> None:
     labels = cached.labels().for_run(run.id)
     report = cached.fidelity(run.id)
-    drawn, trusted, plain_grid = st.tabs(["Graph", "Trust", "Images by logit"])
+    drawn, trusted, plain_grid = st.tabs(TABS, **session.linked("tab", session.one_of("tab", TABS, TABS[0])))
     with drawn:
         left, right = show.split("circuit", [64, 36])
         with left:
-            threshold, groups = toolbar(run, labels, session.value(f"limit_{run.id}", FIRST))
+            threshold, groups = toolbar(run, labels, session.number("limit", FIRST, FIRST, len(run.circuit.groups) + FIRST))
             stability = trust.stability(report)
-            if stability and not st.toggle("Show stability", value=True, key="show_stability", persist_state="session"):
+            shown = session.one_of("stability", (True, False), True)
+            if stability and not st.toggle("Show stability", **session.linked("stability", shown, "show_stability")):
                 stability = None
             drawing = graph.draw(run.circuit, groups, threshold)
             names = {group: show.target_or_name(run, run.circuit.group[group], labels) for group in drawing.groups}

@@ -12,9 +12,9 @@ VIEWS = ("Review", "Table", "Proposals", "Files")
 def labels_page(run: Run) -> None:
     st.html(label_score.STYLE)
     with st.container(horizontal=True, vertical_alignment="center"):
-        default = None if session.value("label_view") else VIEWS[0]  # other views open this one by setting its value
+        asked = session.one_of("view", VIEWS, VIEWS[0])
         view = st.segmented_control(
-            "View", VIEWS, default=default, required=True, key="label_view", persist_state="session", label_visibility="collapsed"
+            "View", VIEWS, required=True, label_visibility="collapsed", **session.linked("view", asked, "label_view")
         )
         if view == "Review":
             scene = Scene.of(run)

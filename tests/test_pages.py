@@ -85,6 +85,26 @@ def test_an_unknown_run_is_one_sentence_that_names_near_matches(page, run):
     assert run.id.replace("-", r"\-") in app.error[0].value
 
 
+def test_what_an_address_leaves_out_is_not_put_back(run):
+    group = run.circuit.groups[1].id
+    app = opened("circuit", run=run.id, group=group)
+    del app.query_params["group"]  # as going back does
+    app.run()
+    assert in_address(app, "group") is None
+    assert "Click a group or a line" in " ".join(caption.value for caption in app.caption)
+
+
+def test_parameters_that_mean_nothing_are_passed_over(run):
+    for page, parameters in (
+        ("circuit", {"tab": "Nothing", "limit": "-3", "weakest": "nan", "stability": "perhaps"}),
+        ("labels", {"view": "Nothing", "in": "layer99", "states": "a,b", "score": "x", "order": "", "like": "../x"}),
+        ("analyze", {"layers": "layer99", "target": "x"}),
+    ):
+        app = opened(page, run=run.id, **parameters)
+        assert not app.error
+        assert in_address(app, "run") == run.id
+
+
 def test_moving_to_another_page_keeps_the_run_and_the_group(run):
     group = run.circuit.groups[1].id
     app = opened("circuit", run=run.id, group=group)

@@ -17,9 +17,8 @@ VIEWS = ("Groups in this image", "Blame path", "Right images alike")
 
 def views(scene: Scene, path: Path) -> None:
     """One image looked at more closely; only what is asked for is computed."""
-    view = st.segmented_control(
-        "Look closer", VIEWS, default=VIEWS[0], required=True, key="view", persist_state="session", label_visibility="collapsed"
-    )
+    asked = session.one_of("look", VIEWS, VIEWS[0])
+    view = st.segmented_control("Look closer", VIEWS, required=True, label_visibility="collapsed", **session.linked("look", asked, "view"))
     with show.sentences():
         if view == VIEWS[0]:
             presence(scene, path)
@@ -34,7 +33,7 @@ def presence(scene: Scene, path: Path) -> None:
     seen = cached.inspection(scene.run.id, scene.report_id, cached.file(path))
     source = cached.pixels(scene.run.id, scene.report_id, cached.file(path))
     order = sorted(seen.presence, key=lambda group: (group not in scene.silenced, group not in scene.flagged, -seen.presence[group]))
-    limit = session.value("groups_shown", GROUPS)
+    limit = session.number("rows", GROUPS, GROUPS, len(order) + GROUPS)
     height, width = seen.pixels.shape[:2]
     with st.container(border=True):
         for group in order[:limit]:
@@ -52,7 +51,7 @@ def presence(scene: Scene, path: Path) -> None:
         if limit < len(order):
             st.button(
                 f"Show more groups ({limit} of {len(order)})", key="more_groups",
-                on_click=lambda: session.set_value("groups_shown", limit + GROUPS),
+                on_click=lambda: session.put(rows=str(limit + GROUPS)),
             )  # fmt: skip
     st.caption("Left: where in this image the group is strongest. Right of it: its typical patches. Presence 1: as strong as in those.")
 
@@ -122,7 +121,8 @@ def alike(scene: Scene, path: Path) -> None:
     if not order:
         st.info("The report on these images has no group to compare them by.")
         return
-    group = st.selectbox("Right images that show", order, key=f"alike_{scene.run.id}_{order[0]}", format_func=scene.name)
+    asked = session.one_of("alike", order, order[0])
+    group = st.selectbox("Right images that show", order, format_func=scene.name, **session.linked("alike", asked))
     found = cached.nearest(scene.run.id, scene.report_id, row["path"], group)
     own = scene.report.group(group)["presence"][next(n for n, i in enumerate(scene.report.json["images"]) if i["path"] == row["path"])]
     figures = "".join(

@@ -49,7 +49,7 @@ def choose_images(run: Run, evaluation: Evaluation | None) -> None:
 
 
 def _open(evaluation_id: str, **also: None) -> None:
-    session.put(evaluation=evaluation_id, image=None, images=None, show=None, **also)
+    session.put(evaluation=evaluation_id, image=None, images=None, show=None, page=None, **also)
 
 
 def folder_name(evaluation: Evaluation | None) -> str:
@@ -69,9 +69,9 @@ def follow_job() -> None:
     if session.get("job"):
         job = cached.jobs().get(session.get("job"))
         result = job.result()
-        if result:
+        if result and session.first(f"followed {job.id}"):
             _open(result["evaluation"], job=None)
-        elif not job.active:
+        elif not result and not job.active:
             show.job_progress(job)
 
 
@@ -125,7 +125,7 @@ def confusion(scene: Scene, chosen: str, cell: tuple[int, int] | None) -> None:
             true, predicted = rows[picked["row"]], rows[picked["column"]]  # the browser can send anything
         except (KeyError, IndexError, TypeError):
             return
-        session.put(show=f"{true}-{predicted}", image=None, images=None)
+        session.put(show=f"{true}-{predicted}", image=None, images=None, page=None)
 
     pickers.confusion(
         [scene.evaluation.class_names[index] for index in rows],
@@ -153,11 +153,12 @@ def images(scene: Scene) -> list[Path]:
 
     st.segmented_control(
         "Show", list(choices), default=chosen, required=True, key=key, format_func=name, label_visibility="collapsed", wrap=True,
-        on_change=lambda: session.put(show=session.value(key), image=None, images=None),
+        on_change=lambda: session.put(show=session.value(key), image=None, images=None, page=None),
     )  # fmt: skip
     frame = choices[chosen]
     pages = -(-len(frame) // PAGE)
-    number = st.pagination(pages, key=f"page_{evaluation.id}_{chosen}") if pages > 1 else 1
+    asked = session.number("page", 1, 1, max(1, pages))
+    number = st.pagination(pages, **session.linked("page", asked, f"page_{evaluation.id}_{chosen}")) if pages > 1 else 1
     shown = frame.iloc[(number - 1) * PAGE : number * PAGE]
     picks = []
     for row in shown.itertuples():

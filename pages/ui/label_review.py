@@ -156,8 +156,7 @@ def alike(scene: Scene, group: NeuronGroup) -> None:
 
 def compare(group: str) -> None:
     """Open the table with the groups that are like this one."""
-    session.set_value("label_like", group)
-    session.set_value("label_view", "Table")
+    session.put(like=group, view="Table")
 
 
 def decide(scene: Scene, group: NeuronGroup) -> None:
@@ -239,7 +238,7 @@ def proposal(scene: Scene, group: NeuronGroup) -> None:
     if given is None:
         if label is None:
             st.html('<div class="nf-small">Nothing was proposed for this group yet. Type a name (E), or have names proposed.</div>')
-            if st.button("Propose names", key="to_proposals", on_click=lambda: session.set_value("label_view", "Proposals")):
+            if st.button("Propose names", key="to_proposals", on_click=lambda: session.put(view="Proposals")):
                 st.rerun()
         return
     st.html(f'<div class="nf-word">{_reason(given, label)}</div>')

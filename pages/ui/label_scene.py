@@ -87,13 +87,28 @@ class Scene:
         """What came last of asking for a wording, where that was none."""
         return [given[0] for given in self.proposals.values() if given[0].outcome != Outcome.PROPOSED]
 
+    @property
+    def layers(self) -> list[str]:
+        """The layers that are asked for; none for all."""
+        return session.some_of("in", self.run.circuit.layers)
+
+    @property
+    def states(self) -> list[str]:
+        """The states that are asked for; none for all."""
+        return session.some_of("states", [state.value for state in LabelState])
+
+    @property
+    def alike(self) -> str | None:
+        """The group whose like is asked for."""
+        return session.one_of("like", [group.id for group in self.groups])
+
     @cached_property
     def order(self) -> tuple[str, ...]:
         """Ids of the groups that the filters let through, in the order that was chosen."""
         groups = [group for group in self.groups if self._passes(group)]
-        by = session.value("label_sort") or SORTS[0]
-        if session.value("label_like") in self.run.circuit.group:
-            alike = {group: max(shares) for group, *shares in like(self, session.value("label_like"))}
+        by = session.one_of("order", SORTS, SORTS[0])
+        if self.alike:
+            alike = {group: max(shares) for group, *shares in like(self, self.alike)}
             groups = sorted((group for group in groups if group.id in alike), key=lambda group: -alike[group.id])
         elif by == SORTS[1]:
             layers = self.run.circuit.layers[::-1]
@@ -106,22 +121,22 @@ class Scene:
         return tuple(group.id for group in groups)
 
     def _passes(self, group: NeuronGroup) -> bool:
-        score, wanted = self.score(group.id), session.value("label_score") or SCORES[0]
+        score, wanted = self.score(group.id), session.one_of("score", SCORES, SCORES[0])
         scored = {SCORES[0]: True, SCORES[3]: score is None}
         if not scored.get(wanted, score is not None and score.figures["supported"] == (wanted == SCORES[1])):
             return False
-        text, label = (session.value("label_text") or "").strip().casefold(), self.labels.get(group.id)
+        text, label = (session.get("text") or "").strip().casefold(), self.labels.get(group.id)
         said = [group.id, *((label.text, label.proposed) if label else ()), *self.others(group.id)]
         return (
-            group.layer in (session.value("label_layers") or [group.layer])
-            and self.state(group.id).value in (session.value("label_states") or [self.state(group.id).value])
+            group.layer in (self.layers or [group.layer])
+            and self.state(group.id).value in (self.states or [self.state(group.id).value])
             and (not text or any(text in one.casefold() for one in said if one))
         )
 
     def is_filtered(self) -> bool:
         """Whether a filter is set."""
-        chosen = (session.value(name) for name in ("label_layers", "label_states", "label_text", "label_like"))
-        return any(chosen) or (session.value("label_score") or SCORES[0]) != SCORES[0]
+        chosen = (self.layers, self.states, session.get("text"), self.alike)
+        return any(chosen) or session.one_of("score", SCORES, SCORES[0]) != SCORES[0]
 
 
 def like(scene: Scene, group: str) -> list[tuple[str, float, float]]:

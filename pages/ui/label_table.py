@@ -14,30 +14,30 @@ from pages.ui.label_actions import author
 from pages.ui.label_scene import SCORES, SORTS, Scene, like
 
 SHARED = ("same neurons", "same patches")  # columns of groups like one
-FILTERS = ("label_layers", "label_states", "label_score", "label_text", "label_like")
+FILTERS = ("in", "states", "score", "text", "like")  # parameters of the address
 
 
 def filters(scene: Scene) -> None:
     """What the table shows, and the queue goes through."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="label_filters"):
         layers = [layer for layer in scene.run.circuit.layers if any(group.layer == layer for group in scene.groups)]
-        st.multiselect("Layers", layers, key="label_layers", placeholder="All layers", persist_state="session", width=190)
-        states = [state.value for state in LabelState]
-        st.multiselect("States", states, key="label_states", placeholder="All states", persist_state="session", width=190)
-        st.selectbox("Score", SCORES, key="label_score", persist_state="session", width=150)
-        st.text_input("Text", key="label_text", placeholder="In a name or id", persist_state="session", width=170)
-        st.selectbox("Order", SORTS, key="label_sort", persist_state="session", width=210)
+        st.multiselect("Layers", layers, placeholder="All layers", width=190, **session.linked("in", scene.layers, "label_layers"))
+        states, asked = [state.value for state in LabelState], scene.states
+        st.multiselect("States", states, placeholder="All states", width=190, **session.linked("states", asked, "label_states"))
+        score, order = (session.one_of(name, known, known[0]) for name, known in (("score", SCORES), ("order", SORTS)))
+        st.selectbox("Score", SCORES, width=150, **session.linked("score", score, "label_score"))
+        text = session.get("text") or ""
+        st.text_input("Text", placeholder="In a name or id", width=170, **session.linked("text", text, "label_text"))
+        st.selectbox("Order", SORTS, width=210, **session.linked("order", order, "label_sort"))
         if scene.is_filtered():
             st.button("Clear", key="clear_filters", on_click=clear, type="tertiary")
-    asked = session.value("label_like")
-    if asked in scene.run.circuit.group:
-        st.caption(f"Groups that share neurons or patches with {show.plain(scene.name(asked))}, the most alike first.")
+    if scene.alike:
+        st.caption(f"Groups that share neurons or patches with {show.plain(scene.name(scene.alike))}, the most alike first.")
 
 
 def clear() -> None:
     """Show everything again."""
-    for name, nothing in zip(FILTERS, ([], [], SCORES[0], "", None), strict=True):
-        session.set_value(name, nothing)
+    session.put(**dict.fromkeys(FILTERS))
 
 
 def table(scene: Scene) -> None:
@@ -69,7 +69,7 @@ def table(scene: Scene) -> None:
 
 def rows_of(scene: Scene) -> pd.DataFrame:
     """One row per group that passes the filters."""
-    shared = {group: shares for group, *shares in like(scene, session.value("label_like"))} if _asked(scene) else {}
+    shared = {group: shares for group, *shares in like(scene, scene.alike)} if scene.alike else {}
     rows = []
     for group in scene.order:
         label, score = scene.labels.get(group), scene.score(group)
@@ -90,10 +90,6 @@ def rows_of(scene: Scene) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"changed": "datetime64[us, UTC]", "F1": "float64"})
 
 
-def _asked(scene: Scene) -> bool:
-    return session.value("label_like") in scene.run.circuit.group
-
-
 def _interval(score) -> str | None:
     if score is None or not score.figures["f1"]:
         return None
@@ -111,13 +107,12 @@ def chosen(scene: Scene, ticked: list[str]) -> None:
     st.button(f"Reject {len(ticked)}", key="bulk_reject", on_click=reject, args=(scene, ticked))
     if len(ticked) == 1:
         st.button("Review", key="bulk_open", on_click=open_in_queue, args=(ticked[0],))
-        st.button("Find groups like it", key="bulk_like", on_click=lambda: session.set_value("label_like", ticked[0]))
+        st.button("Find groups like it", key="bulk_like", on_click=lambda: session.put(like=ticked[0]))
 
 
 def open_in_queue(group: str) -> None:
     """Show a group in the queue."""
-    session.put(group=group)
-    session.set_value("label_view", "Review")
+    session.put(group=group, view="Review")
 
 
 def above_a_score(scene: Scene) -> None:

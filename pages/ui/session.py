@@ -1,10 +1,12 @@
 """What one browser tab has open. The only file that touches Streamlit's session state and the address.
 
-What a person would want to send to a colleague lives in the address (``?run=...&group=...``). Moving between pages drops the address,
-so it is remembered here and put back.
+What a person would want to send to a colleague lives in the address (``?run=...&group=...``): what is open, and how it is looked at.
+An address with parameters is all there is to a view, so that links, back and forward lead to the same one everywhere. A link of the
+navigation has none; what was open on its page is remembered here and put back.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import streamlit as st
@@ -12,29 +14,36 @@ from streamlit.runtime.pages_manager import PagesManager
 
 Value = TypeVar("Value")
 
-# parameters of the address by page
+# parameters of the address by page: first what is open, then how it is looked at
 _KEPT = {
-    "analyze": ("run", "evaluation", "target", "job"),
-    "circuit": ("run", "group", "edge", "route"),
-    "debug": ("run", "evaluation", "show", "image", "images", "silence", "fix", "job"),
-    "labels": ("run", "group"),
+    "analyze": ("run", "evaluation", "target", "job", "layers"),
+    "circuit": ("run", "group", "edge", "route", "tab", "limit", "weakest", "stability"),
+    "debug": ("run", "evaluation", "show", "image", "images", "silence", "fix", "job", "page", "look", "alike", "rows"),
+    "labels": ("run", "group", "view", "in", "states", "score", "text", "order", "like"),
 }
-_OF_A_RUN = ("group", "edge", "route", "show", "image", "images", "silence", "fix")  # mean nothing in another run
-_ADDRESS, _NOTICE, _GRAPH, _SEEN, _STEPS = "address", "notice", "graph selection", "seen running", "silenced before"
+# mean nothing in another run
+_OF_A_RUN = (
+    *("group", "edge", "route", "tab", "limit", "weakest", "show", "image", "images", "silence", "fix", "page", "alike", "rows"),
+    *("in", "like", "layers"),
+)
+_ADDRESS, _NOTICE, _GRAPH, _SEEN, _STEPS, _FIRST = "address", "notice", "graph selection", "seen running", "silenced before", "happened"
 _STEPS_KEPT = 50
+NOTHING = ","  # in the address: no element of a list
 
 
 def restore(page: str) -> None:
-    """Put back into the address what was open; call once at the start of every page."""
+    """Take over what the address says, or put into one that says nothing what was open; call once at the start of every page."""
     kept = st.session_state.setdefault(_ADDRESS, {})
     if "run" in st.query_params and st.query_params["run"] != kept.get("run"):
         for name in _OF_A_RUN:
             kept.pop(name, None)
-    for name in _KEPT[page]:
-        if name in st.query_params:
-            kept[name] = st.query_params[name]
-        elif name in kept:
-            st.query_params[name] = kept[name]
+    given = {name: st.query_params[name] for name in _KEPT[page] if name in st.query_params}
+    if given:  # what it leaves out was closed since, or was not open yet where somebody went back to
+        for name in _KEPT[page]:
+            kept.pop(name, None)
+        kept.update(given)
+    else:
+        _write({**st.query_params.to_dict(), **{name: kept[name] for name in _KEPT[page] if name in kept}})
 
 
 def inside_frame() -> None:
@@ -54,14 +63,72 @@ def get(name: str) -> str | None:
 
 
 def put(**parameters: str | None) -> None:
-    """Change parameters of the address; None takes one away."""
+    """Change parameters of the address, in one step of the browser's history; None takes one away."""
     kept = st.session_state.setdefault(_ADDRESS, {})
     for name, value in parameters.items():
         if value:
-            kept[name] = st.query_params[name] = value
+            kept[name] = value
         else:
             kept.pop(name, None)
-            st.query_params.pop(name, None)
+    _write({**st.query_params.to_dict(), **parameters})
+
+
+def _write(parameters: Mapping[str, str | None]) -> None:
+    new = {name: value for name, value in parameters.items() if value}
+    if new != st.query_params.to_dict():
+        st.query_params.from_dict(new)
+
+
+def one_of(name: str, options: Sequence[Value], default: Value | None = None) -> Value | None:
+    """The option that the address names; the default where it names none."""
+    return next((option for option in options if str(option) == get(name)), default)
+
+
+def some_of(name: str, options: Sequence[str], default: Collection[str] = ()) -> list[str]:
+    """The options that the address names, in their own order, none of them for ","; the default where it names none that there is."""
+    asked = get(name) or ""
+    chosen = [option for option in options if option in asked.split(",")]
+    return chosen if chosen or asked == NOTHING else [option for option in options if option in default]
+
+
+def number(name: str, default: float, low: float, high: float) -> float:
+    """A number in the address, of the default's type; the default where there is none between ``low`` and ``high``."""
+    with suppress(TypeError, ValueError):
+        asked = type(default)(get(name))
+        if low <= asked <= high:
+            return asked
+    return default
+
+
+def linked(
+    name: str, now: object, key: str | None = None, nothing: str = "", also: Callable[[], object] | None = None
+) -> dict[str, object]:
+    """``key`` and ``on_change`` of a widget whose value is kept in the address.
+
+    Args:
+        name: the parameter.
+        now: its value as the address has it; see one_of, some_of, number, get.
+        key: of the widget, by default the parameter's name.
+        nothing: NOTHING where that is another choice than the default; else the parameter goes.
+        also: called after a change.
+    """
+    key = key or name
+    if key not in st.session_state or st.session_state[key] != now:
+        st.session_state[key] = now
+
+    def changed() -> None:
+        put(**{name: _told(st.session_state[key]) or nothing})
+        if also:
+            also()
+
+    return {"key": key, "on_change": changed}
+
+
+def _told(value: object) -> str:
+    """A widget's value as text."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def silence(groups: Sequence[str]) -> None:
@@ -126,6 +193,15 @@ def changed(what: str, now: object) -> bool:
     before = st.session_state.get(key, now)
     st.session_state[key] = now
     return before != now
+
+
+def first(what: str) -> bool:
+    """Whether it happens for the first time in this tab; whoever goes back to an address that brought them on stays there."""
+    happened = st.session_state.setdefault(_FIRST, set())
+    if what in happened:
+        return False
+    happened.add(what)
+    return True
 
 
 def ended(job_id: str, running: bool) -> bool:
