@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, ward
-from scipy.spatial.distance import pdist, squareform
-from sklearn.metrics import silhouette_samples
 
 SEMANTIC_GROUPS = range(2, 6)  # numbers of semantic groups of one neuron that are tried
 
@@ -56,6 +53,11 @@ def clustered(vectors: np.ndarray, numbers: Sequence[int]) -> Clustering:
     Returns:
         A single cluster when the points are fewer than three or all equal.
     """
+    # loaded when they are needed: pages that only show groups do not wait for them
+    from scipy.cluster.hierarchy import fcluster, ward
+    from scipy.spatial.distance import pdist, squareform
+    from sklearn.metrics import silhouette_samples
+
     n_points = len(vectors)
     distances = pdist(vectors.astype(np.float64))
     best = Clustering(np.zeros(n_points, dtype=int), None)

@@ -55,6 +55,10 @@ class VerdictConflictError(NeurflowError):
     """A verdict was changed by somebody else since it was read; both are in the message."""
 
 
+class EditConflictError(NeurflowError):
+    """A circuit was edited by somebody else since it was read; the message says what they did."""
+
+
 class LLMError(NeurflowError):
     """A language model cannot be used at all: no server, a refused key, an unknown model."""
 

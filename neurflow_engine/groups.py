@@ -41,8 +41,12 @@ def neuron_groups(
 
 def logit_group(layer: str, neuron: Neuron) -> NeuronGroup:
     """The single group at the top of the circuit: the class logit with all its semantic groups."""
-    everything = np.arange(len(neuron.semantic_groups))
-    return _neuron_group(f"{layer}/0", layer, everything, neuron.semantic_groups, None, None)
+    return group_of(f"{layer}/0", layer, neuron.semantic_groups)
+
+
+def group_of(group_id: str, layer: str, members: Sequence[SemanticGroup]) -> NeuronGroup:
+    """A neuron group of these semantic groups, whose likeness is not known."""
+    return _neuron_group(group_id, layer, np.arange(len(members)), members, None, None)
 
 
 def _neuron_group(
@@ -123,17 +127,13 @@ def ranked(
 ) -> tuple[tuple[NeuronGroup, ...], tuple[Edge, ...], dict[str, float]]:
     """Renumber the groups of a layer from the most to the least important, and the edges with them.
 
-    Importance of a group: sum over the groups above of |edge weight| times their importance.
-
     Args:
         importance: of the groups of the layer above, by id; the logit has 1.
 
     Returns:
         Groups and edges with their final ids, and the importance of each group.
     """
-    total = dict.fromkeys((group.id for group in groups), 0.0)
-    for edge in edges:
-        total[edge.source] += abs(edge.weight) * importance[edge.target]
+    total = importance_of(groups, edges, importance)
     order = sorted(groups, key=lambda group: -total[group.id])
     new_id = {group.id: f"{layer}/{place}" for place, group in enumerate(order)}
     return (
@@ -141,3 +141,11 @@ def ranked(
         tuple(replace(edge, source=new_id[edge.source]) for edge in edges),
         {new_id[group.id]: total[group.id] for group in order},
     )
+
+
+def importance_of(groups: Sequence[NeuronGroup], edges: Sequence[Edge], importance: Mapping[str, float]) -> dict[str, float]:
+    """Importance of the groups of a layer by id: sum over the groups above of |edge weight| times their ``importance``."""
+    total = dict.fromkeys((group.id for group in groups), 0.0)
+    for edge in edges:
+        total[edge.source] += abs(edge.weight) * importance[edge.target]
+    return total

@@ -16,7 +16,14 @@ from neurflow_engine.errors import WorkspaceError
 
 VERSIONS = sql.Table("schema_version", sql.MetaData(), sql.Column("version", sql.Integer, primary_key=True, autoincrement=False))
 _VERDICT_VERSIONS = "verdict_schema_version"  # of version 1, in which verdicts counted for themselves
-_TABLES = ("labels", "label_changes", "verdicts", "verdict_changes")  # what people said; a server may hold tables of others too
+_TABLES = (
+    "labels",
+    "label_changes",
+    "verdicts",
+    "verdict_changes",
+    "edits",
+    "edit_changes",
+)  # what people said; a server may hold tables of others too
 _LOCK = 0x6E66_6C6F  # any number that no other program on a PostgreSQL server is likely to lock
 
 

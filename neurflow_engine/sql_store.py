@@ -180,7 +180,7 @@ class SqlStore:
 
 
 class GroupStore(SqlStore, Generic[Record, Change]):
-    """Things that are said about groups.
+    """Things that are said about groups, or about a whole run.
 
     Every change names the version it was made on (0: nobody said anything yet). A change made on an older version is refused with
     ``_conflict`` and writes nothing.
@@ -265,11 +265,14 @@ class GroupStore(SqlStore, Generic[Record, Change]):
 
         def undone(now: object) -> object:
             if not last:
-                group = dict(zip(layout.key, key, strict=True))["group_id"]
-                raise InputError(f"Nothing is left to undo on the {layout.noun} of group {group}.")
+                raise InputError(f"Nothing is left to undo on {self._called(key)}.")
             return layout.content_of(versions[target]) if target else layout.nothing
 
         return self._change(key, expected_version, author, "undone", undone, "the undo", restores=target)
+
+    def _called(self, key: Sequence[str]) -> str:
+        """The thing of this key in a sentence."""
+        return f"the {self.layout.noun} of group {dict(zip(self.layout.key, key, strict=True))['group_id']}"
 
     def _conflict(self, now: Record | None, key: Sequence[str], expected_version: int, mine: str) -> NeurflowError:
         """What is raised when the thing is not as it was when ``mine`` was decided."""

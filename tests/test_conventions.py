@@ -31,6 +31,7 @@ WITHOUT_TORCH = [
     "demo",
     "demo.draw",
     "descriptions",
+    "edits",
     "errors",
     "evidence",
     "fidelity",
