@@ -31,7 +31,7 @@ def open_run() -> None:
             f'<div class="nf-card"><b>{name}</b><div>{model}</div><div>{current.n_images} images · {current.n_groups} groups · '
             f"{len(current.layers)} layers</div><div>{show.age(current.created)} · took {show.duration(current.seconds)}</div>"
             f'<div class="nf-trust" style="color:{colour}">{mark} {word}</div>'
-            f'<div title="{escape(current.id)}" style="opacity:.55">{escape(current.id)}</div></div>'
+            f"<div>{escape(current.id)}</div></div>"
         )
     elif not runs:
         st.caption("No run yet. Analyse the demo: it takes less than a minute.")

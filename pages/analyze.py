@@ -11,7 +11,7 @@ from neurflow_engine.config import AnalysisConfig
 from neurflow_engine.errors import InputError
 from neurflow_engine.jobs import JobState
 from neurflow_engine.store import Evaluation
-from pages.ui import cached, commands, session, show
+from pages.ui import cached, colours, commands, session, show
 
 MODELS, IMAGES = ("Demo", "timm model", "My checkpoint"), ("Demo", "Folder")
 LARGEST_MAP, LARGEST_NUMBERED = 24, 14  # classes in the confusion map; classes up to which its cells carry numbers
@@ -58,7 +58,7 @@ def welcome() -> None:
     with st.container(border=True):
         words, button = st.columns([3, 1], vertical_alignment="center")
         with words:
-            st.subheader("See it on the demo first", anchor=False)
+            st.header("See it on the demo first", anchor=False)
             st.write(
                 "A small classifier of drawn pictures, and a secret: one class learned a shortcut. The analysis takes less than a minute, "
                 "needs no network, and leads to the circuit of that class."
@@ -223,7 +223,7 @@ def confusion_map(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         y=alt.Y("true:N", scale=alt.Scale(domain=rows), title="true", axis=alt.Axis(**axis)),
         tooltip=["true", "predicted", "count", alt.Tooltip("share:Q", format=".1%", title="of the true class")],
     )
-    colour = alt.condition("datum.right", alt.value("#0F766E"), alt.value(show.ADDS))
+    colour = alt.condition("datum.right", alt.value(colours.OURS), alt.value(colours.ADDS))
     opacity = alt.Opacity("share:Q", scale=alt.Scale(type="sqrt", domain=[0, 1], range=[0.08, 1]), legend=None)
     cells = base.mark_rect(cornerRadius=3, cursor="pointer").encode(color=colour, opacity=opacity).add_params(clicked)
     layers = [cells]
@@ -387,13 +387,13 @@ def earlier_runs() -> None:
     runs = cached.workspace().runs()
     if not runs:
         return
-    st.subheader("Earlier runs", anchor=False)
+    st.header("Earlier runs", anchor=False)
     for run in runs[:8]:
         with st.container(border=True):
             facts = f"{show.model_name(run.model_name)} · {run.n_images} images · {run.n_groups} groups · {', '.join(run.layers)}"
             took = f"{show.age(run.created)} · took {show.duration(run.seconds)}"
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.html(f'<b>{show.escape(run.target_name)}</b><div class="nf-small">{show.escape(facts)} · {took}</div>')
+                st.html(f'<h3 class="nf-part">{show.escape(run.target_name)}</h3><div class="nf-small">{show.escape(facts)} · {took}</div>')
                 if st.button("Open", key=f"open_{run.id}"):
                     session.open_run(run.id)
                     session.go("circuit", run=run.id)
@@ -423,7 +423,7 @@ if not cached.workspace().runs():
     welcome()
     if found is None:
         progress(("demo", "analyze"))
-st.subheader("1 · Model and images", anchor=False)
+st.header("1 · Model and images", anchor=False)
 form()
 if found is None:
     show.empty("Nothing evaluated yet", "Choose a model and images above and press Evaluate: the app shows where the model is wrong.")
@@ -443,6 +443,6 @@ else:
     else:
         st.info("No true classes are known for these images, so right and wrong cannot be told apart; any predicted class can be analysed.")
         class_table(found, overview)
-    st.subheader("3 · Analyse a class", anchor=False)
+    st.header("3 · Analyse a class", anchor=False)
     analysis(found, overview)
 earlier_runs()

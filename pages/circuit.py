@@ -13,7 +13,7 @@ from neurflow_engine.labels import Label
 from neurflow_engine.records import LOGITS, Circuit, Edge, NeuronGroup
 from neurflow_engine.report import export
 from neurflow_engine.store import Run
-from pages.ui import cached, commands, graph, session, show, trust
+from pages.ui import cached, colours, commands, graph, session, show, trust
 
 FIRST = 30  # groups shown at first, and more with every press of the button
 STRONGEST = 6  # inputs and outputs in the panel
@@ -80,8 +80,8 @@ def legend(circuit: Circuit, drawing: graph.Drawing, stability: graph.Stability 
             "what seldom returns is pale. "
         )
     st.html(
-        f'<div class="nf-small"><span class="nf-key" style="background:{show.ADDS}"></span>adds &nbsp; '
-        f'<span class="nf-key" style="background:{show.TAKES}"></span>takes away &nbsp; Wider lines weigh more. '
+        f'<div class="nf-small"><span class="nf-key" style="background:{colours.ADDS}"></span>adds &nbsp; '
+        f'<span class="nf-key" style="background:{colours.TAKES}"></span>takes away &nbsp; Wider lines weigh more. '
         f"Each picture shows four patches typical of a group of neurons; the class is at the top, the earliest layer at the bottom. "
         f"{stable}"
         f"Shown: {len(drawing.groups)} of {len(circuit.groups)} groups, {len(drawing.edges)} of {len(circuit.edges)} lines.</div>"
@@ -124,18 +124,18 @@ def panel(run: Run, labels: dict[str, Label]) -> None:
 
 def overview(run: Run, labels: dict[str, Label]) -> None:
     """What to do, and the groups that matter most for the class."""
-    st.html(f'<div class="nf-name">{escape(run.circuit.target_name)}</div>')
+    st.html(f'<h2 class="nf-name">{escape(run.circuit.target_name)}</h2>')
     st.caption("Click a group or a line in the graph. Built from, most important first:")
     neighbours(run, run.circuit.inputs(f"{LOGITS}/0"), "source", labels, "top", limit=8)
 
 
 def heading(run: Run, group: NeuronGroup, labels: dict[str, Label]) -> None:
-    st.html(f'<div class="nf-name">{escape(show.target_or_name(run, group, labels))}</div>')
+    st.html(f'<h2 class="nf-name">{escape(show.target_or_name(run, group, labels))}</h2>')
     label = labels.get(group.id)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.html(f'<div class="nf-small">{escape(show.place(group))}</div>', width="content")
+        st.html(f'<div class="nf-small">{show.depth(run, group.layer)}{escape(show.place(group))}</div>', width="content")
         if label:
-            show.state(label.state)
+            st.html(show.state(label.state), width="content")
 
 
 def group_panel(run: Run, group: NeuronGroup, labels: dict[str, Label]) -> None:
@@ -152,10 +152,10 @@ def group_panel(run: Run, group: NeuronGroup, labels: dict[str, Label]) -> None:
                 session.go("debug", silence=group.id)
     below, above = circuit.inputs(group.id), circuit.outputs(group.id)
     if below:
-        st.html("<b>Built from</b>")
+        st.html("<h3 class=nf-part>Built from</h3>")
         neighbours(run, below, "source", labels, "in")
     if above:
-        st.html("<b>Feeds</b>")
+        st.html("<h3 class=nf-part>Feeds</h3>")
         neighbours(run, above, "target", labels, "out")
     neurons(run, group)
     origins(run, group)
@@ -181,9 +181,9 @@ def neighbours(run: Run, edges: tuple[Edge, ...], end: str, labels: dict[str, La
     """The strongest edges as rows: weight, patches, name, and a button that goes there."""
     for edge in edges[:limit]:
         other = run.circuit.group[getattr(edge, end)]
-        colour = show.ADDS if edge.weight >= 0 else show.TAKES
+        fill, colour = colours.sign(edge.weight)
         weight, patches, name = st.columns([3, 7, 6], vertical_alignment="center", gap="small")
-        weight.html(f'<b style="color:{colour}">{edge.weight:+.2f}</b>{show.bar(abs(edge.weight), colour)}')
+        weight.html(f'<b style="color:{colour}">{edge.weight:+.2f}</b>{show.bar(abs(edge.weight), fill)}')
         patches.html(show.patch_strip(run, other.patches[:3], 40, line=True))
         name.button(
             show.plain(show.target_or_name(run, other, labels)), key=f"{key}_{other.id}", type="tertiary",
@@ -239,23 +239,23 @@ def origins(run: Run, group: NeuronGroup) -> None:
             x=alt.X("share:Q", title=None, axis=alt.Axis(format=".0%", tickCount=4)),
             color=alt.Color(
                 "of:N",
-                scale=alt.Scale(domain=["these patches", "all images"], range=["#0F766E", "#B9C4C4"]),
+                scale=alt.Scale(domain=["these patches", "all images"], range=[colours.OURS, "#B9C4C4"]),
                 legend=alt.Legend(title=None, orient="bottom"),
             ),
             tooltip=["true class", "of", alt.Tooltip("share:Q", format=".0%")],
         )
         .properties(height=30 * len(order) + 50)
     )
-    st.html("<b>True classes behind these patches</b>")
+    st.html("<h3 class=nf-part>True classes behind these patches</h3>")
     st.altair_chart(chart)
     st.caption(f"{len(set(images))} of {len(circuit.images)} images. A class far above its share in all images brings this group in.")
 
 
 def edge_panel(run: Run, edge: Edge, labels: dict[str, Label]) -> None:
     lower, upper = run.circuit.group[edge.source], run.circuit.group[edge.target]
-    verb, colour = ("adds to", show.ADDS) if edge.weight >= 0 else ("takes away from", show.TAKES)
+    verb, colour = "adds to" if edge.weight >= 0 else "takes away from", colours.sign(edge.weight)[1]
     names = [escape(show.target_or_name(run, group, labels)) for group in (lower, upper)]
-    st.html(f'<div class="nf-name">{names[0]} <span style="color:{colour}">{verb}</span> {names[1]}</div>')
+    st.html(f'<h2 class="nf-name">{names[0]} <span style="color:{colour}">{verb}</span> {names[1]}</h2>')
     first, second = st.columns(2)
     first.metric(
         "Weight", f"{edge.weight:+.3f}", help="mean share of the upper group's attribution that passes through the lower one, -1..1"
@@ -266,7 +266,9 @@ def edge_panel(run: Run, edge: Edge, labels: dict[str, Label]) -> None:
         st.caption(f"{returning.words(returning.edges[graph.edge_id(edge)])} from half of the images")
     for title, group in (("Upper group", upper), ("Lower group", lower)):
         st.html(
-            f"<b>{title}</b>" + f'<div class="nf-small">{escape(show.place(group))}</div>' + show.patch_strip(run, group.patches[:8], 72)
+            f"<b>{title}</b>"
+            + f'<div class="nf-small">{show.depth(run, group.layer)}{escape(show.place(group))}</div>'
+            + show.patch_strip(run, group.patches[:8], 72)
         )
         st.button(
             f"Open {show.plain(show.target_or_name(run, group, labels))}", key=f"open_{title}", type="tertiary",
@@ -286,7 +288,7 @@ def images(run: Run) -> None:
     for image in sorted(run.circuit.images, key=lambda image: -image.logit):
         wrong = image.true is not None and image.true != run.circuit.target_index
         caption = f"{'✗ ' if wrong else ''}{show.class_name(run, image.true)} · {show.percent(image.probability)} · logit {image.logit:.1f}"
-        edge = f"outline:3px solid {show.ADDS};outline-offset:-3px;" if wrong else ""
+        edge = f"outline:3px solid {colours.ADDS};outline-offset:-3px;" if wrong else ""
         source = cached.picture(str(run.image_thumbnail(image.id)))
         cells.append(
             f'<figure title="{escape(image.path)}"><img style="{edge}" src="{source}" alt="{escape(image.path)}">'

@@ -84,7 +84,7 @@ def test_from_a_confusion_cell_to_a_fix_that_is_handed_over(page, demo_run, misl
         # a cell of the confusion matrix shows its images; a click on one asks what the model says of it
         page.get_by_role("button", name=f"owl taken for {demo.TARGET}: {len(taken)} of 16").click()
         page.wait_for_url(f"**show={owl}-{target}*")
-        pictures = page.get_by_role("option")
+        pictures = page.get_by_role("listitem")
         expect(pictures).to_have_count(len(taken))
         pictures.first.click()
         answer = page.locator(".st-key-split_debug .nf-name").first

@@ -16,7 +16,7 @@ from neurflow_engine.fidelity import EXPLANATIONS
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.preview import preview
 from neurflow_engine.records import LOGITS, Circuit, Edge, NeuronGroup
-from pages.ui import cached, graph, show, trust
+from pages.ui import cached, colours, graph, show, trust
 
 APP = str(Path(__file__).parents[1] / "app.py")
 PAGES = ("analyze", "circuit", "debug", "labels")
@@ -372,7 +372,7 @@ class TestDrawing:
         root = ElementTree.fromstring(graph.svg(drawing, names, dict.fromkeys(drawing.groups, "data:,")))
         space = "{http://www.w3.org/2000/svg}"
         assert "<b>& " in [text.text for text in root.iter(f"{space}text")]
-        assert [path.get("stroke") for path in root.iter(f"{space}path")] == [graph.TAKES]
+        assert [path.get("stroke") for path in root.iter(f"{space}path")] == [colours.TAKES]
 
 
 class TestDebug:
@@ -449,7 +449,7 @@ class TestDebug:
         assert re.search(r"random neurons change \d+ % of the answers \(20 draws\)", written(app))
         (table,) = (frame.value for frame in app.dataframe if "random control" in frame.value)
         assert table["random control"].str.fullmatch(r"\d+ % change").all()
-        assert set(table[""]) <= {"✓ comes back", "still wrong"}
+        assert set(table["outcome"]) <= {"✓ comes back", "still wrong"}
         app.button(key="silence_nothing").click().run()
         assert in_address(app, "silence") is None
         app.button(key="undo_silence").click().run()

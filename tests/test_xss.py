@@ -279,7 +279,7 @@ def test_the_debug_page(watched, hostile):
         settled(watched)
         assert shows(watched, CLASSES[TARGET])
         nothing_ran(watched)
-        hover_all(watched, ".nf-tile:visible, [role=option]:visible, [data-testid=stVegaLiteChart]:visible path")
+        hover_all(watched, ".nf-tile:visible, [role=listitem]:visible, [data-testid=stVegaLiteChart]:visible path")
         for view in ("Blame path", "Right images alike", "Groups in this image", "All wrong (", "Right ("):
             watched.locator("[data-testid=stButtonGroup] button", has_text=view).first.click()  # a page that is being redrawn may hold two
             settled(watched)

@@ -230,12 +230,12 @@ def control(run_id: str, report_id: str | None, images: tuple[File, ...], groups
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def heat(run_id: str, report_id: str | None, image: File, group_id: str):
-    """An image in grey with the places where a group fires."""
+def heat(run_id: str, report_id: str | None, image: File, group_id: str) -> str:
+    """An image in grey with the places where a group fires, as a data URI."""
     from neurflow_engine.understanding import heat_map, overlay
 
     own = debugger(run_id, report_id)
-    return overlay(inspection(run_id, report_id, image).pixels, heat_map(own, Path(image[0]), group_id))
+    return data_uri(overlay(inspection(run_id, report_id, image).pixels, heat_map(own, Path(image[0]), group_id)))
 
 
 @st.cache_data(max_entries=64, show_spinner="Following the answer down the circuit …")

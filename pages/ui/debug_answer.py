@@ -13,7 +13,7 @@ import streamlit as st
 from scipy.stats import binomtest
 
 from neurflow_engine.errors import LayerError
-from pages.ui import cached, session, show
+from pages.ui import cached, colours, session, show
 from pages.ui.debug_flags import SHOWN, preview, verdict
 from pages.ui.debug_scene import Scene, thumbnail
 
@@ -59,7 +59,7 @@ def one_image(scene: Scene, path: Path) -> Later:
         switchboard(scene)
         if not scene.silenced:
             rows = pd.DataFrame({"name": [top.name for top in seen.top5], "before": [top.probability for top in seen.top5]})
-            st.html(f'<div class="nf-name">{escape(seen.top5[0].name)} {show.percent(seen.top5[0].probability)}</div>{truth(scene, path)}')
+            st.html(f'<h2 class="nf-name">{escape(seen.top5[0].name)} {show.percent(seen.top5[0].probability)}</h2>{truth(scene, path)}')
             st.altair_chart(show.before_after(rows))
             st.caption("The five most likely classes. Silence a group to see what the model says without it.")
             return nothing
@@ -67,9 +67,9 @@ def one_image(scene: Scene, path: Path) -> Later:
         before, after = effect.before[0], effect.after[0]
         change = "stays" if after[0].index == before[0].index else "becomes"
         st.html(
-            f'<div class="nf-name nf-answer">{escape(before[0].name)} {show.percent(before[0].probability)} '
-            f'<span style="opacity:.6">{change}</span> {escape(after[0].name)} {show.percent(after[0].probability)}</div>'
-            f"{truth(scene, path)}"
+            f'<h2 class="nf-name nf-answer">{escape(before[0].name)} {show.percent(before[0].probability)} '
+            f'<span style="color:{colours.text("muted")}">{change}</span> {escape(after[0].name)} '
+            f"{show.percent(after[0].probability)}</h2>{truth(scene, path)}"
         )
         chart, table, words = st.empty(), st.empty(), st.empty()
     draw(chart, table, words, before, after, None)
@@ -116,21 +116,24 @@ def look(scene: Scene, image: cached.File, seen) -> None:
     """The image as the model sees it, or where a group fires in it."""
     order = sorted(seen.presence, key=lambda group: (group not in scene.silenced, group not in scene.flagged, -seen.presence[group]))
     with st.container(key="picture"):
-        place = st.empty()
+        place, said = st.empty(), st.empty()
+
+        def plain(why: str = "As the model sees it.") -> None:
+            place.html(show.picture(cached.pixels(scene.run.id, scene.report_id, image), "the image as the model sees it"))
+            said.caption(why)
+
         on = st.toggle("Heat map", key="heat", persist_state="session")
         if not on or not order:
-            place.image(seen.pixels, width="stretch")
-            st.caption("As the model sees it.")
+            plain()
             return
         group = st.selectbox(
             "of the group", order, key=f"heat_of_{scene.run.id}_{order[0]}", format_func=scene.name, label_visibility="collapsed"
         )
         try:
-            place.image(cached.heat(scene.run.id, scene.report_id, image, group), width="stretch")
-            st.caption(f"Where it fires, from its layer {show.plain(scene.groups[group])} · presence {seen.presence[group]:.2f}.")
+            place.html(show.picture(cached.heat(scene.run.id, scene.report_id, image, group), f"where {scene.name(group)} fires in it"))
+            said.caption(f"Where it fires, from its layer {show.plain(scene.groups[group])} · presence {seen.presence[group]:.2f}.")
         except LayerError as problem:
-            place.image(seen.pixels, width="stretch")
-            st.caption(show.plain(str(problem)))
+            plain(show.plain(str(problem)))
 
 
 def several_images(scene: Scene, paths: list[Path], picked: bool) -> Later:
@@ -185,7 +188,7 @@ def _summary(scene: Scene, place, names: str, paths: list[Path], effect, control
     if not parts:
         parts.append(f"the answer changes on {sum(a != b for a, b in zip(before, after, strict=True))} of {len(paths)}")
     place.html(
-        f'<div class="nf-name nf-answer" style="font-size:1.05rem">{" · ".join(parts)}</div>'
+        f'<h2 class="nf-name nf-answer" style="font-size:1.05rem">{" · ".join(parts)}</h2>'
         f'<div class="nf-small">{escape(names)} · {escape(control or "random control: " + CALM)}</div>'
     )
 
@@ -205,11 +208,11 @@ def _table(scene: Scene, place, paths: list[Path], effect, changed: list[float] 
             control = f"{100 * changed[number]:.0f} % change" if changed else CALM
             row |= {
                 "after": f"{after[0].name} {show.percent(after[0].probability)}",
-                "": "" if true is None else outcome[was_right, is_right],
+                "outcome": "" if true is None else outcome[was_right, is_right],
                 "random control": control,
             }
         rows.append(row)
     place.dataframe(
         pd.DataFrame(rows), hide_index=True, row_height=44, height=min(44 * len(rows) + 38, 920),
-        column_config={"image": st.column_config.ImageColumn("", width="small")},
+        column_config={"image": st.column_config.ImageColumn(width="small")},
     )  # fmt: skip

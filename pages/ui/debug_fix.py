@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from neurflow_engine.debug_report import debug_html
 from neurflow_engine.ranking import fiftyone_csv, fiftyone_snippet, ranking_csv
-from pages.ui import cached, commands, session, show
+from pages.ui import cached, colours, commands, session, show
 from pages.ui.debug_flags import preview, preview_of
 from pages.ui.debug_scene import Scene, thumbnail
 
@@ -28,7 +28,7 @@ def section(scene: Scene) -> None:
     if groups:
         with st.container(border=True, key="fix"):
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.html(f'<div class="nf-name">Fix preview: {escape(scene.names(groups))} silenced</div>', width="stretch")
+                st.html(f'<h2 class="nf-name">Fix preview: {escape(scene.names(groups))} silenced</h2>', width="stretch")
                 st.button("Close", key="close_fix", type="tertiary", on_click=lambda: session.put(fix=None))
             with show.sentences():
                 show_preview(scene, found) if found else wait(scene, groups)
@@ -87,7 +87,7 @@ def show_preview(scene: Scene, found: dict) -> None:
     chart, faces = show.split("fix", [1, 1])
     with chart:
         rows = sorted((row for row in found["classes"] if row["n"]), key=lambda row: (-abs(row["change"]), row["name"]))
-        st.html("<b>Accuracy by class</b>" + (f" · the {CLASSES} that change most" if len(rows) > CLASSES else ""))
+        st.html(f"<h3 class=nf-part>Accuracy by class{f' · the {CLASSES} that change most' if len(rows) > CLASSES else ''}</h3>")
         st.altair_chart(by_class(pd.DataFrame(rows[:CLASSES])))
         st.caption("Grey: before; green: after, with the 95 % interval of the change.")
         if found["groups"]:
@@ -100,7 +100,7 @@ def show_preview(scene: Scene, found: dict) -> None:
                 )
     with faces:
         for side, words in (("helped", "right only with the fix"), ("hurt", "right only without it")):
-            st.html(f"<b>{len(found[side])} {side}</b> · {words}")
+            st.html(f"<h3 class=nf-part>{len(found[side])} {side} · {words}</h3>")
             figures = "".join(_face(found, one) for one in found[side][:FACES])
             st.html(f'<div class="nf-grid">{figures}</div>' if figures else '<div class="nf-small">none</div>')
         left_out = [
@@ -133,7 +133,7 @@ def by_class(rows: pd.DataFrame) -> alt.LayerChart:
     x = {"scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format=".0%", tickCount=5, title=None)}
     return alt.layer(
         base.mark_rule(color=show.accent(), strokeWidth=5, opacity=0.3).encode(x=alt.X("lowest:Q", **x), x2="highest:Q"),
-        base.mark_point(filled=True, size=70, opacity=1, color=show.GREY).encode(x=alt.X("before:Q", **x)),
+        base.mark_point(filled=True, size=70, opacity=1, color=colours.GREY).encode(x=alt.X("before:Q", **x)),
         base.mark_point(filled=True, size=70, opacity=1, color=show.accent()).encode(x=alt.X("after:Q", **x)),
     ).properties(height=24 * len(rows) + 40)
 
@@ -143,7 +143,7 @@ def by_class(rows: pd.DataFrame) -> alt.LayerChart:
 
 def hand_over(scene: Scene, groups: tuple[str, ...], found: dict | None) -> None:
     """Files to take away; each is made when it is asked for."""
-    st.html('<div class="nf-name">Hand over</div>')
+    st.html('<h2 class="nf-name">Hand over</h2>')
     if not groups:
         st.caption("Silence a group, or preview a fix: then the fix, the ranking of the images, and the report can be downloaded here.")
     run, report = scene.run, scene.report

@@ -7,7 +7,7 @@ import streamlit as st
 from neurflow_engine.errors import NeurflowError
 from neurflow_engine.store import DebugReport, Evaluation, Run
 from neurflow_engine.verdicts import Judgement, Verdict
-from pages.ui import cached, commands, session, show
+from pages.ui import cached, colours, commands, session, show
 from pages.ui.debug_scene import WAYS, Scene
 
 SHOWN = 2  # misleading groups that get a sentence of their own
@@ -96,7 +96,7 @@ def flag(scene: Scene, group: str) -> None:
         words, buttons = show.split(f"flag_{number}", [13, 7], "center")
         words.html(
             f'<div class="nf-row">{scene.strip(group, 4, 52)}<div class="nf-words nf-flag">'
-            f'<span style="color:{show.ADDS};font-weight:600">Misleading</span> <b>“{escape(scene.name(group))}”</b> '
+            f'<span style="color:{colours.text("adds")};font-weight:600">Misleading</span> <b>“{escape(scene.name(group))}”</b> '
             f"({escape(entry['layer'])}, {entry['n_neurons']} neurons, {WAYS[entry['silencing']]}) brings back "
             f"<b>{escape(recovered(entry))}</b> of {scene.report.json['n_reported']} wrong images · clean accuracy {escape(cost(entry))}"
             f"{escape(at_best)}{_judged(scene.verdicts.get(group))}</div></div>"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from pages.ui import cached, session, show
+from pages.ui import cached, colours, session, show
 from pages.ui.debug_flags import cost, recovered
 from pages.ui.debug_scene import WAYS, Scene, thumbnail
 
@@ -38,11 +38,11 @@ def presence(scene: Scene, path: Path) -> None:
     with st.container(border=True):
         for group in order[:limit]:
             on, share = group in scene.silenced, seen.presence[group]
-            mark = f' <span style="color:{show.ADDS}">misleading</span>' if group in scene.flagged else ""
+            mark = f' <span style="color:{colours.text("adds")}">misleading</span>' if group in scene.flagged else ""
             row = (
                 f'<div class="nf-row">{show.boxed(source, seen.best_patch[group], (width, height), 56)}{scene.strip(group, 3, 48)}'
                 f'<div class="nf-words"><b>{escape(scene.name(group))}</b>{mark}'
-                f'<div class="nf-small">{escape(scene.about(group))}</div>{show.bar(share)}'
+                f'<div class="nf-small">{scene.depth(group)}{escape(scene.about(group))}</div>{show.bar(share)}'
                 f'<div class="nf-small">presence {share:.2f}{usual(scene, group)}</div></div></div>'
             )
             with st.container(horizontal=True, wrap=False, vertical_alignment="center", gap="medium"):
@@ -83,7 +83,7 @@ def blame(scene: Scene, path: Path) -> None:
         show.split("blame", [1, 1]), (wrong, true), (found.wrong_routes, found.true_routes), ("wrong", "true"), strict=True
     ):
         with column:
-            st.html(f"<b>What speaks for {escape(show.class_name(scene.run, index))}</b> (the {side} answer)")
+            st.html(f"<h3 class=nf-part>What speaks for {escape(show.class_name(scene.run, index))} (the {side} answer)</h3>")
             if not routes:
                 st.caption("No route: nothing in the circuit speaks for it.")
             for number, route in enumerate(routes):
@@ -163,7 +163,7 @@ def table(scene: Scene) -> None:
         )
     if not rows:
         return
-    st.html('<div class="nf-name">All groups by score</div>')
+    st.html('<h2 class="nf-name">All groups by score</h2>')
     frame = pd.DataFrame(rows)
     key = f"groups_{scene.report.id}_{','.join(scene.silenced)}"
 
@@ -177,7 +177,7 @@ def table(scene: Scene) -> None:
         frame, hide_index=True, row_height=48, height=min(48 * len(rows) + 38, 520), key=key, on_change=edited,
         disabled=[column for column in frame.columns if column != "silence"],
         column_config={
-            "patches": st.column_config.ImageColumn("", width="small"),
+            "patches": st.column_config.ImageColumn(width="small"),
             "silence": st.column_config.CheckboxColumn(width="small"),
             "misleading": st.column_config.TextColumn(width="small"),
             "p": st.column_config.TextColumn(width="small", help="corrected for the number of groups"),

@@ -84,6 +84,10 @@ class Scene:
             return f"{entry['layer']} · {entry['n_neurons']} neurons · {kind} · {WAYS[entry['silencing']]}"
         return f"{show.place(self.run.circuit.group[group])} · {WAYS['zero']}"
 
+    def depth(self, group: str) -> str:
+        """HTML of the mark of a group's layer."""
+        return show.depth(self.run, self.groups[group])
+
     def places(self, group: str, n: int) -> list[tuple[str, str]]:
         """Pictures (data URI) of a contrast group's strongest places, and the images they are from."""
         shown = []

@@ -19,8 +19,8 @@ from pyvis.network import Network
 
 from neurflow_engine.records import Circuit, Edge, NeuronGroup
 from neurflow_engine.store import Run
+from pages.ui import colours
 
-ADDS, TAKES = "#D55E00", "#0072B2"
 COLUMN, NODE = 116, 84  # distance between nodes of a row, and the side of a node, in units of the drawing
 LONGEST, STAGGERED, LINE = 7, 0.56, 112  # a row of more groups than that has two lines, so far apart, and its groups stand closer
 ROWS = 160, 330  # distance between rows, at least and at most
@@ -197,7 +197,7 @@ def _width(edge: Edge) -> float:
 
 
 def _colour(edge: Edge) -> str:
-    return ADDS if edge.weight >= 0 else TAKES
+    return colours.sign(edge.weight)[0]
 
 
 def _opacity(edge: Edge, stability: Stability | None) -> float:

@@ -24,19 +24,19 @@ _FIELD = st.components.v2.component(
 input { flex: 1; min-width: 0; box-sizing: border-box; height: 44px; padding: 0 12px; font: 600 17px var(--st-font); color: inherit;
   background: var(--st-background-color); border: 1px solid var(--st-border-color); border-radius: 8px; }
 input:focus { outline: 2px solid var(--st-primary-color); outline-offset: -1px; border-color: transparent; }
-input.draft { border-color: #E69F00; }
-input::placeholder { color: inherit; opacity: .65; font-weight: 400; font-size: 15px; }
+input.draft { border-color: var(--nf-warns); }
+input::placeholder { color: var(--nf-muted); opacity: 1; font-weight: 400; font-size: 15px; }
 button { all: unset; box-sizing: border-box; cursor: pointer; border: 1px solid var(--st-border-color); border-radius: 8px;
   font-size: 14px; padding: 3px 10px; }
 button:hover { border-color: var(--st-primary-color); color: var(--st-primary-color); }
 button:focus-visible { outline: 2px solid var(--st-primary-color); }
 .edit { display: flex; align-items: center; }
-kbd { font: 600 12px var(--st-font); opacity: .7; margin-left: 7px; border: 1px solid var(--st-border-color); border-radius: 4px;
+kbd { font: 600 12px var(--st-font); color: var(--nf-muted); margin-left: 7px; border: 1px solid var(--st-border-color); border-radius: 4px;
   padding: 0 5px; }
 .others { display: flex; flex-wrap: wrap; gap: 6px; margin-top: 8px; align-items: center; font-size: 13px; }
 .others:empty { display: none; }
-.others span { opacity: .75; }
-.note { font-size: 12.5px; line-height: 1.35; min-height: 17px; margin-top: 6px; opacity: .8; overflow-wrap: anywhere; }
+.others span { color: var(--nf-muted); }
+.note { font-size: 12.5px; line-height: 1.35; min-height: 17px; margin-top: 6px; color: var(--nf-muted); overflow-wrap: anywhere; }
 """,
     js="""
 const fields = new WeakMap();

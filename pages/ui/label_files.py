@@ -24,7 +24,7 @@ def files(run: Run) -> None:
 
 def export(run: Run) -> None:
     """Downloads; the rows are only read when a button is pressed."""
-    st.html("<b>Export</b>")
+    st.html("<h3 class=nf-part>Export</h3>")
     scope = st.segmented_control("Which labels", ("This run", "Whole workspace"), default="This run", required=True, key="export_scope")
     runs = [run.id] if scope == "This run" else None
     name = f"labels-{run.id}" if runs else "labels"
@@ -39,7 +39,7 @@ def export(run: Run) -> None:
 
 def import_() -> None:
     """A file from here or from another workspace; bad rows are named and left out."""
-    st.html("<b>Import</b>")
+    st.html("<h3 class=nf-part>Import</h3>")
     given = st.file_uploader("A CSV or JSON file of labels", ("csv", "json"), key="labels_file")
     if given is None:
         st.caption("What is newer in the file is added with its history. A label that went another way here is left as it is, and named.")

@@ -30,7 +30,7 @@ def proposals(scene: Scene) -> None:
             form(scene)
         label_carry.carry(scene.run)
     with outcome, st.container(border=True):
-        st.html("<b>What came of it</b>")
+        st.html("<h3 class=nf-part>What came of it</h3>")
         st.fragment(follow, run_every=1.0 if _running(scene.run) else None)(scene.run)
         failures(scene)
 
@@ -205,11 +205,11 @@ def failures(scene: Scene) -> None:
         }
         for one in found
     ]
-    st.html(f"<b>{len(found)} group{'' if len(found) == 1 else 's'} without a proposal</b>")
+    st.html(f"<h3 class=nf-part>{len(found)} group{'' if len(found) == 1 else 's'} without a proposal</h3>")
     st.dataframe(
         pd.DataFrame(rows), hide_index=True, row_height=48, height=min(48 * len(rows) + 38, 380),
         column_config={
-            "patches": st.column_config.ImageColumn("", width="small"),
+            "patches": st.column_config.ImageColumn(width="small"),
             "why": st.column_config.TextColumn(width="large"),
             "when": st.column_config.DatetimeColumn(format="D MMM, HH:mm"),
         },

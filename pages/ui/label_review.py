@@ -11,16 +11,10 @@ from neurflow_engine.labels import Label, LabelState
 from neurflow_engine.proposals import Outcome, Proposal
 from neurflow_engine.records import Edge, NeuronGroup
 from neurflow_engine.store import Run
-from pages.ui import cached, commands, label_actions, label_field, label_score, session, show
+from pages.ui import cached, colours, commands, label_actions, label_field, label_score, session, show
 from pages.ui.label_scene import Scene, like
 
 PATCHES, NEIGHBOURS, ALIKE = 15, 4, 3  # shown of a group, on each side of it, and beside it
-_COLOURS = {
-    LabelState.APPROVED: "#009E73",
-    LabelState.EDITED: "#56B4E9",
-    LabelState.REJECTED: "#D55E00",
-    LabelState.NEEDS_REVIEW: "#E69F00",
-}
 
 
 @st.fragment
@@ -56,11 +50,16 @@ def progress(scene: Scene, current: str) -> None:
         left = sum(not scene.is_reviewed(group) for group in scene.order)
         words.append(f"{left} left of {len(scene.order)} in the filter" if left else "nothing is left in the filter")
     cells = "".join(
-        f'<i title="{escape(scene.name(group))} · {scene.state(group).value}" style="background:{_COLOURS.get(scene.state(group), "")}"'
+        f'<i title="{escape(scene.name(group))} · {scene.state(group).value}" style="{_coloured(scene.state(group))}"'
         f"{' class=here' if group == current else ''}></i>"
         for group in scene.order[:300]
     )
     st.html(f'<div class="nf-progress" style="font-size:.9rem">{" · ".join(words)}</div><div class="nf-map">{cells}</div>')
+
+
+def _coloured(state: LabelState) -> str:
+    """How a group's cell in the queue is filled; what nobody decided stays grey."""
+    return "" if state == LabelState.PENDING else f"background:{colours.text(colours.STATES[state][1])}"
 
 
 def review(scene: Scene, group: NeuronGroup) -> None:
@@ -70,7 +69,7 @@ def review(scene: Scene, group: NeuronGroup) -> None:
         pictures(scene, group)
     with words:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            show.state(scene.state(group.id))
+            st.html(show.state(scene.state(group.id)), width="content")
             said(scene)
             st.space("stretch")
             walk(scene, group.id)
@@ -108,8 +107,8 @@ def walk(scene: Scene, group: str) -> None:
 def pictures(scene: Scene, group: NeuronGroup) -> None:
     """The group's patches."""
     st.html(
-        f'<div class="nf-name">{escape(scene.name(group.id))}</div><div class="nf-small" style="margin-bottom:8px">'
-        f"{escape(show.place(group))}</div>" + show.patch_strip(scene.run, group.patches[:PATCHES], 84)
+        f'<h2 class="nf-name">{escape(scene.name(group.id))}</h2><div class="nf-small" style="margin-bottom:8px">'
+        f"{show.depth(scene.run, group.layer)}{escape(show.place(group))}</div>" + show.patch_strip(scene.run, group.patches[:PATCHES], 84)
     )
 
 
@@ -130,7 +129,7 @@ def neighbours(scene: Scene, group: NeuronGroup) -> None:
 
 def neighbour(scene: Scene, edge: Edge, other: str) -> str:
     """HTML of a group below or above: weight, patches and name."""
-    group, colour = scene.run.circuit.group[other], show.ADDS if edge.weight >= 0 else show.TAKES
+    group, colour = scene.run.circuit.group[other], colours.sign(edge.weight)[1]
     return (
         f'<div class="nf-row" style="margin-top:5px;gap:8px"><b style="color:{colour};width:40px">{edge.weight:+.2f}</b>'
         f"{label_score.strip(scene.run, group.patches[:3], 32)}"
@@ -149,7 +148,7 @@ def alike(scene: Scene, group: NeuronGroup) -> None:
         f"{show.percent(patches)} of patches</div></div>"
         for other, neurons, patches in found[:ALIKE]
     )
-    st.html(f"<b>Groups like this one</b>{rows}")
+    st.html(f"<h3 class=nf-part>Groups like this one</h3>{rows}")
     if st.button(f"Compare {len(found)} in the table", key="compare_alike", type="tertiary", on_click=compare, args=(group.id,)):
         st.rerun()
 
@@ -214,12 +213,12 @@ def settle(scene: Scene, group: NeuronGroup, conflict: label_actions.Conflict) -
     )
     with st.container(border=True, key="conflict"):
         shown = "".join(
-            f'<div><div class="nf-small">{whose}</div><div class="nf-name">{escape(f"“{text}”" if text else "no name")}</div>'
+            f'<div><div class="nf-small">{whose}</div><b class="nf-name">{escape(f"“{text}”" if text else "no name")}</b>'
             f'<div class="nf-small">{state}</div></div>'
             for whose, text, state in sides
         )
         st.html(
-            f'<div class="nf-word"><b style="color:{show.ADDS}">Not saved.</b> {escape(who)}.</div>'
+            f'<div class="nf-word"><b style="color:{colours.text("adds")}">Not saved.</b> {escape(who)}.</div>'
             f'<div class="nf-refuted" style="margin-top:6px">{shown}</div>'
         )
         number, following = scene.version(group.id), label_actions.following(scene, group.id)
@@ -249,7 +248,7 @@ def _reason(given: Proposal, label: Label | None) -> str:
     sure = "" if given.confidence is None else f" · says it is {show.percent(given.confidence)} sure"
     by = f'<div class="nf-small">{escape(given.proposer)}{escape(sure)} · {show.age(given.time)}</div>'
     if given.outcome == Outcome.FAILED:
-        return f'<b style="color:{show.ADDS}">No proposal</b> {escape(given.reason or "")}{by}'
+        return f'<b style="color:{colours.text("adds")}">No proposal</b> {escape(given.reason or "")}{by}'
     if given.outcome == Outcome.NO_COMMON_FEATURE:
         return f"<b>No common feature</b> {escape(given.sentence or 'The proposer sees nothing that these patches share.')}{by}"
     now = (label.text or label.proposed) if label else None
@@ -286,7 +285,7 @@ def history(scene: Scene, group: NeuronGroup) -> None:
         for change in changes[:-6:-1]
     )
     more = f'<div class="nf-small">and {len(changes) - 5} earlier, see the export</div>' if len(changes) > 5 else ""
-    st.html(f"<b>History</b>{lines}{more}")
+    st.html(f"<h3 class=nf-part>History</h3>{lines}{more}")
 
 
 def _told(change) -> str:

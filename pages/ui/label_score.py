@@ -12,7 +12,7 @@ from PIL import Image
 
 from neurflow_engine.proposals import Score
 from neurflow_engine.store import Run
-from pages.ui import cached, show
+from pages.ui import cached, colours, show
 
 SHOWN = 7  # patches of a refutation strip
 _SIDE = 96
@@ -30,7 +30,7 @@ _BASELINES = (("constant", "a word for everything"), ("shuffled", "another group
 STYLE = """<style>
 .nf-score { border-collapse: collapse; width: 100%; font-size: .86rem; }
 .nf-score td, .nf-score th { padding: 3px 8px 3px 0; text-align: left; vertical-align: top; border: 0; }
-.nf-score th { font-weight: 400; opacity: .7; } .nf-score td + td { white-space: nowrap; }
+.nf-score th { font-weight: 400; color: var(--nf-muted); } .nf-score td + td { white-space: nowrap; }
 .nf-score tr:first-child td { font-weight: 600; }
 .nf-score td:first-child { overflow-wrap: anywhere; }
 .nf-refuted { display: flex; flex-wrap: wrap; gap: 10px 26px; } .nf-refuted > div { min-width: 0; }
@@ -73,9 +73,9 @@ def table(score: Score) -> None:
 def verdict(score: Score) -> str:
     """HTML of whether the figures support the wording, and why."""
     supported = score.figures["supported"]
-    mark, word, colour = ("✓", "Supported", show.accent()) if supported else ("✗", "Not supported", show.ADDS)
+    mark, word, colour = ("✓", "Supported", "ours") if supported else ("✗", "Not supported", "adds")
     return (
-        f'<div class="nf-word"><b style="color:{colour}">{mark} {word}</b> {escape(score.figures["reason"])}'
+        f'<div class="nf-word"><b style="color:{colours.text(colour)}">{mark} {word}</b> {escape(score.figures["reason"])}'
         f'<div class="nf-small">{score.figures["n"]} patches that the proposer did not see, {score.figures["n_fires"]} of them fire the '
         f"group · asked: {escape(score.scorer)}</div></div>"
     )

@@ -53,7 +53,7 @@ def table(scene: Scene) -> None:
         rows, key=key, on_select="rerun", selection_mode="multi-row", hide_index=True, row_height=52, placeholder="",
         height=min(52 * len(rows) + 40, 640),
         column_config={
-            "patches": st.column_config.ImageColumn("", width="small"),
+            "patches": st.column_config.ImageColumn(width="small"),
             "F1": st.column_config.ProgressColumn("F1", min_value=0.0, max_value=1.0, format="%.2f", width="small",
                                                   help="of the wording on held-out patches"),
             "interval": st.column_config.TextColumn("95 % · a word for everything", width="medium"),
@@ -79,7 +79,7 @@ def rows_of(scene: Scene) -> pd.DataFrame:
         row |= {
             "label": label and label.text,
             "proposed": label and label.proposed,
-            "state": scene.state(group).value,
+            "state": show.state_words(scene.state(group)),
             "F1": scene.f1(group),
             "interval": _interval(score),
             "supported": ("yes" if score.figures["supported"] else "no") if score else None,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from pages.ui import colours
+
 
 @dataclass(frozen=True)
 class Pick:
@@ -22,7 +24,7 @@ class Pick:
 
 _GALLERY = st.components.v2.component(
     "neurflow_gallery",
-    html='<div class="grid" role="listbox" aria-multiselectable="true"></div>',
+    html='<div class="grid" role="list" aria-label="Images"></div>',
     css="""
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 8px; }
 .cell { position: relative; min-width: 0; }
@@ -30,7 +32,7 @@ _GALLERY = st.components.v2.component(
          font-family: var(--st-font); color: var(--st-text-color); }
 .pick:hover { background: var(--st-secondary-background-color); }
 .pick:focus-visible, .add:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 1px; }
-.pick[aria-selected="true"] { border-color: var(--st-primary-color); background: var(--st-secondary-background-color); }
+.pick[aria-pressed="true"] { border-color: var(--st-primary-color); background: var(--st-secondary-background-color); }
 .add { all: unset; cursor: pointer; position: absolute; top: 8px; right: 8px; width: 20px; height: 20px; border-radius: 5px;
   background: rgba(20, 26, 28, .62); color: #fff; font: 600 14px/20px sans-serif; text-align: center; opacity: 0; }
 .cell:hover .add, .add:focus-visible, .add[aria-checked="true"] { opacity: 1; }
@@ -39,8 +41,8 @@ _GALLERY = st.components.v2.component(
 img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; display: block; }
 span { display: block; font-size: 12px; line-height: 1.25; margin-top: 3px; overflow: hidden; text-overflow: ellipsis;
   white-space: nowrap; }
-small { display: block; font-size: 11px; opacity: .75; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.wrong span { color: #D55E00; font-weight: 600; }
+small { display: block; font-size: 11px; color: var(--nf-muted); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.wrong span { color: var(--nf-adds); font-weight: 600; }
 """,
     js="""
 export default function({ data, parentElement, setStateValue }) {
@@ -49,14 +51,13 @@ export default function({ data, parentElement, setStateValue }) {
   grid.replaceChildren(...data.picks.map(pick => {
     const on = data.selected.includes(pick.id);
     const cell = document.createElement('div');
-    cell.className = 'cell';
+    cell.className = 'cell'; cell.setAttribute('role', 'listitem');
     const button = document.createElement('button');
-    button.setAttribute('role', 'option');
-    button.setAttribute('aria-selected', String(on));
+    button.setAttribute('aria-pressed', String(on));
     button.className = 'pick ' + pick.tone;
     button.title = pick.caption + (pick.note ? ' · ' + pick.note : '') + '\\n' + pick.id;
     const image = document.createElement('img');
-    image.src = pick.source; image.alt = pick.caption;
+    image.src = pick.source; image.alt = ''; // the caption says it
     const caption = document.createElement('span'); caption.textContent = pick.caption;
     const note = document.createElement('small'); note.textContent = pick.note;
     button.append(image, caption, note);
@@ -90,8 +91,8 @@ _CONFUSION = st.components.v2.component(
 table { border-spacing: 2px; font-family: var(--st-font); color: var(--st-text-color); width: 100%; table-layout: fixed; }
 th { font-weight: 400; font-size: 12px; line-height: 1.2; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 thead th { writing-mode: vertical-rl; transform: rotate(180deg); height: 74px; max-height: 74px; text-align: left; padding: 4px 0 0; }
-thead th:first-child { width: 84px; writing-mode: horizontal-tb; transform: none; opacity: .7; vertical-align: bottom; font-size: 11px;
-  white-space: normal; }
+thead th:first-child { width: 84px; writing-mode: horizontal-tb; transform: none; color: var(--nf-muted); vertical-align: bottom;
+  font-size: 11px; white-space: normal; }
 tbody th { text-align: right; padding-right: 6px; }
 .own { font-weight: 700; }
 td { padding: 0; height: 22px; }
@@ -131,7 +132,7 @@ export default function({ data, parentElement, setStateValue }) {
       button.setAttribute('aria-label', words);
       if (count) {
         const strength = Math.round(14 + 86 * Math.sqrt(share));
-        button.style.background = `color-mix(in srgb, ${right ? '#0F766E' : '#D55E00'} ${strength}%, transparent)`;
+        button.style.background = `color-mix(in srgb, ${data.colours[right ? 'right' : 'wrong']} ${strength}%, transparent)`;
         if (strength > 55) button.style.color = '#fff';
         button.onclick = () => setStateValue('picked', { row, column, at: Date.now() });
       } else button.disabled = true;
@@ -171,5 +172,6 @@ def confusion(
         "totals": list(totals),
         "own": own,
         "selected": [list(cell) for cell in selected],
+        "colours": {"right": colours.OURS, "wrong": colours.ADDS},
     }
     _CONFUSION(data=data, default={"picked": None}, on_picked_change=on_pick, key=key)

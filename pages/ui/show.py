@@ -19,21 +19,16 @@ from neurflow_engine.jobs import Job, JobState
 from neurflow_engine.labels import Label, LabelState
 from neurflow_engine.records import LOGITS, NeuronGroup
 from neurflow_engine.store import Run
-from pages.ui import cached, session
+from pages.ui import cached, colours, session
 
-TRUSTED = {True: ("trusted", "✓"), False: ("not to be trusted", "✗"), None: ("undecided", "?")}
-ADDS, TAKES, GREY = "#D55E00", "#0072B2", "#8A9499"  # vermillion and blue differ with any colour vision
-MARK = "#E6007E"  # a box on a picture
-STATE_COLOURS = {
-    LabelState.PENDING: "gray",
-    LabelState.APPROVED: "green",
-    LabelState.EDITED: "blue",
-    LabelState.REJECTED: "red",
-    LabelState.NEEDS_REVIEW: "orange",
-}
+TRUSTED = {True: ("trusted", "✓", "ours"), False: ("not to be trusted", "✗", "adds"), None: ("undecided", "?", "muted")}
+NOT_CHECKED = ("not checked", "○", "muted")
 
 _STYLE = f"""<style>
+{colours.STYLE}
 .stMainBlockContainer {{ padding: 4.25rem clamp(1rem, 3vw, 3rem) 3rem; max-width: 1560px; }}
+[data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p {{ color: var(--nf-muted); opacity: 1; }}
+button[kind="primary"], button[kind="primary"] p, [data-baseweb="tag"] {{ color: var(--nf-on-ours); }}
 [data-testid="stSidebarHeader"] {{ height: 2.5rem; min-height: 0; margin: 0; }}
 [data-testid="stSidebarUserContent"] {{ padding-top: 1rem; }}
 @media (max-width: 1180px) {{
@@ -41,7 +36,7 @@ _STYLE = f"""<style>
   [class*="st-key-split_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] {{
     flex: 1 1 100%; min-width: 100%; }}
 }}
-.nf-question {{ opacity: .66; margin: -.9rem 0 .2rem 0; }}
+.nf-question {{ color: var(--nf-muted); margin: -.9rem 0 .2rem 0; }}
 .nf-strip {{ display: flex; flex-wrap: wrap; gap: 6px; }} .nf-line {{ flex-wrap: nowrap; }}
 .nf-line > .nf-tile {{ flex: none; }}
 .nf-tile {{ position: relative; display: inline-block; line-height: 0; }}
@@ -52,24 +47,31 @@ _STYLE = f"""<style>
 .nf-row {{ display: flex; flex-wrap: wrap; gap: 10px 14px; align-items: center; }} .nf-row > * {{ flex: none; }}
 .nf-row > .nf-words {{ flex: 1; min-width: 110px; }}
 .nf-boxed {{ position: relative; display: inline-block; line-height: 0; }}
-.nf-boxed > i {{ position: absolute; border: 2px solid {MARK}; box-shadow: 0 0 0 1px rgba(255,255,255,.85); border-radius: 2px; }}
+.nf-boxed > i {{ position: absolute; border: 2px solid {colours.MARK}; box-shadow: 0 0 0 1px rgba(255,255,255,.85); border-radius: 2px; }}
 .nf-grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px 8px; }}
 .nf-grid figure {{ margin: 0; }} .nf-grid img {{ width: 100%; border-radius: 6px; display: block; }}
-.nf-grid figcaption, .nf-small {{ font-size: .78rem; opacity: .75; line-height: 1.25; margin-top: 3px; overflow-wrap: anywhere; }}
+.nf-grid figcaption, .nf-small {{ font-size: .78rem; color: var(--nf-muted); line-height: 1.25; margin-top: 3px; overflow-wrap: anywhere; }}
 .nf-row > .nf-flag {{ min-width: 260px; font-size: .92rem; line-height: 1.45; }}
 .nf-facts {{ display: flex; flex-wrap: wrap; gap: 10px 44px; }}
-.nf-name {{ font-size: 1.2rem; font-weight: 600; line-height: 1.3; overflow-wrap: anywhere; }}
+.nf-name, .nf-part {{ margin: 0; padding: 0; letter-spacing: 0; line-height: 1.3; font-weight: 600; overflow-wrap: anywhere; }}
+.nf-name {{ font-size: 1.2rem; }} .nf-part {{ font-size: 1rem; }}
 .nf-card {{ border: 1px solid color-mix(in srgb, currentColor 16%, transparent); border-radius: 10px; padding: .7rem .8rem; }}
 .nf-card b {{ font-weight: 600; overflow-wrap: anywhere; }}
-.nf-card div {{ font-size: .82rem; line-height: 1.45; opacity: .8; overflow-wrap: anywhere; }}
+.nf-card div {{ font-size: .82rem; line-height: 1.45; color: var(--nf-muted); overflow-wrap: anywhere; }}
 .nf-bar {{ height: 6px; border-radius: 3px; background: color-mix(in srgb, currentColor 13%, transparent); overflow: hidden;
   margin: 3px 0 2px; }}
 .nf-bar > span {{ display: block; height: 100%; border-radius: 3px; }}
-.nf-keys {{ display: flex; flex-wrap: wrap; gap: 4px 22px; font-size: .82rem; opacity: .85; }}
+.nf-keys {{ display: flex; flex-wrap: wrap; gap: 4px 22px; font-size: .82rem; color: var(--nf-muted); }}
 .nf-keys i {{ display: inline-block; margin-right: 7px; }}
 .nf-verdict {{ display: flex; gap: 10px; margin-top: .5rem; }} .nf-verdict > span {{ font-weight: 700; }}
-.nf-reason {{ font-size: .88rem; line-height: 1.4; opacity: .85; overflow-wrap: anywhere; }}
-.nf-card .nf-trust {{ opacity: 1; font-weight: 600; }}
+.nf-reason {{ font-size: .88rem; line-height: 1.4; overflow-wrap: anywhere; }}
+.nf-trust {{ font-weight: 600; }}
+.nf-state {{ font-size: .82rem; font-weight: 600; white-space: nowrap; padding: 1px 8px; border-radius: 6px;
+  background: color-mix(in srgb, currentColor 9%, transparent); }}
+.nf-state > i {{ font-style: normal; margin-right: 3px; }}
+.nf-depth {{ display: inline-block; width: 6px; height: .95em; margin-right: 5px; vertical-align: -.12em; border-radius: 2px;
+  border: 1px solid color-mix(in srgb, currentColor 40%, transparent); box-sizing: border-box; }}
+.nf-picture {{ width: 100%; display: block; border-radius: 6px; }}
 .nf-key {{ display: inline-block; width: 22px; height: 4px; border-radius: 2px; vertical-align: middle; margin: 0 5px 2px 0; }}
 </style>"""
 
@@ -133,8 +135,8 @@ def empty(title: str, text: str) -> None:
     """What a page says when there is nothing to show yet: what is missing, and what to do next."""
     with st.container(border=True, horizontal_alignment="center"):
         st.html(
-            f'<div style="text-align:center;padding:1.2rem 0 .4rem"><div class="nf-name">{escape(title)}</div>'
-            f'<div style="opacity:.7">{escape(text)}</div></div>'
+            f'<div style="text-align:center;padding:1.2rem 0 .4rem"><h2 class="nf-name">{escape(title)}</h2>'
+            f'<div style="color:var(--nf-muted)">{escape(text)}</div></div>'
         )
 
 
@@ -220,9 +222,10 @@ def target_or_name(run: Run, group: NeuronGroup, labels: Mapping[str, Label]) ->
 def trust(of: Mapping | None) -> tuple[str, str, str]:
     """A verdict in words, its mark and its colour; ``of`` is a fidelity report, one of its layers, or None while nothing was checked."""
     if of is None:
-        return "not checked", "○", GREY
-    decided = of["verdict"]["trusted"]
-    return *TRUSTED[decided], {True: accent(), False: ADDS, None: GREY}[decided]
+        word, mark, colour = NOT_CHECKED
+    else:
+        word, mark, colour = TRUSTED[of["verdict"]["trusted"]]
+    return word, mark, colours.text(colour)
 
 
 def place(group: NeuronGroup) -> str:
@@ -231,9 +234,25 @@ def place(group: NeuronGroup) -> str:
     return f"{group.layer} · group {group.id.rsplit('/', 1)[-1]} · {count} neuron{'s' if count != 1 else ''}"
 
 
-def state(now: LabelState) -> None:
-    """A label's state as a badge."""
-    st.badge(now.value, color=STATE_COLOURS[now])
+def state(now: LabelState) -> str:
+    """HTML of a label's state, as a sign and a word."""
+    mark, colour = colours.STATES[now]
+    return f'<span class="nf-state" style="color:{colours.text(colour)}"><i>{mark}</i> {now.value}</span>'
+
+
+def state_words(now: LabelState) -> str:
+    """A label's state for places that show only text, with the same sign."""
+    return f"{colours.STATES[now][0]} {now.value}"
+
+
+def depth(run: Run, layer: str) -> str:
+    """HTML of a mark that tells how deep a layer lies: the darker and fuller, the nearer to the logits. "" for a layer of no circuit."""
+    places = colours.depths(run.circuit.layers)
+    if layer not in places:
+        return ""
+    full = round(25 + 75 * places[layer])
+    fill = f"linear-gradient(to top, {colours.of_depth(places[layer])} {full}%, transparent {full}%)"
+    return f'<i class="nf-depth" style="background:{fill}" role="img" aria-label="depth {full} %"></i>'
 
 
 # pictures
@@ -244,6 +263,11 @@ def boxed(source: str, box: Sequence[float], size: Sequence[float], width: int) 
     left, top, right, bottom = (100 * value / size[axis % 2] for axis, value in enumerate(box))
     position = f"left:{left:.1f}%;top:{top:.1f}%;width:{right - left:.1f}%;height:{bottom - top:.1f}%;box-sizing:border-box"
     return f'<span class="nf-boxed"><img src="{source}" width="{width}" alt=""><i style="{position}"></i></span>'
+
+
+def picture(source: str, words: str) -> str:
+    """HTML of a picture as wide as its place; ``words`` for those who cannot see it."""
+    return f'<img class="nf-picture" src="{source}" alt="{escape(words)}">'
 
 
 def patch_strip(run: Run, patch_ids: Sequence[int], size: int = 72, line: bool = False) -> str:
@@ -273,7 +297,7 @@ def tiles(pictures: Sequence[tuple[str, str]], size: int = 72, line: bool = Fals
     return f'<div class="nf-strip{" nf-line" if line else ""}">{shown}</div>'
 
 
-def bar(share: float, colour: str = "#0F766E") -> str:
+def bar(share: float, colour: str = colours.OURS) -> str:
     """HTML of a thin bar; ``share`` in 0..1."""
     return f'<div class="nf-bar"><span style="width:{100 * min(1, max(0, share)):.0f}%;background:{colour}"></span></div>'
 
@@ -288,12 +312,12 @@ def is_dark() -> bool:
 
 def ink() -> str:
     """The colour of text in the present theme."""
-    return "#E4E9EA" if is_dark() else "#1C2426"
+    return colours.of_theme("text", is_dark())
 
 
 def accent() -> str:
     """The colour of what is ours in the present theme."""
-    return "#2BA79B" if is_dark() else "#0F766E"
+    return colours.of_theme("ours", is_dark())
 
 
 def before_after(rows) -> alt.LayerChart:
@@ -307,14 +331,14 @@ def before_after(rows) -> alt.LayerChart:
     axis = alt.Axis(format=".0%", tickCount=5, title=None)
     tip = [alt.Tooltip("name:N", title="class"), *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("before", "after") if name in rows)]
     layers = [
-        base.mark_bar(height=22, color=GREY, opacity=0.45, cornerRadiusEnd=3).encode(
+        base.mark_bar(height=22, color=colours.GREY, opacity=0.45, cornerRadiusEnd=3).encode(
             x=alt.X("before:Q", scale=scale, axis=axis), tooltip=tip
         )
     ]
     if "after" in rows:
-        layers.append(base.mark_bar(height=10, color="#0F766E", cornerRadiusEnd=2).encode(x="after:Q", tooltip=tip))
-        layers.append(base.mark_rule(color="#E69F00", strokeWidth=2).encode(x="low:Q", x2="high:Q"))
-        layers.append(base.mark_point(color="#E69F00", filled=True, size=50, opacity=1, shape="diamond").encode(x="mean:Q"))
+        layers.append(base.mark_bar(height=10, color=colours.OURS, cornerRadiusEnd=2).encode(x="after:Q", tooltip=tip))
+        layers.append(base.mark_rule(color=colours.CONTROL, strokeWidth=2).encode(x="low:Q", x2="high:Q"))
+        layers.append(base.mark_point(color=colours.CONTROL, filled=True, size=50, opacity=1, shape="diamond").encode(x="mean:Q"))
     return alt.layer(*layers).properties(height=34 * len(order) + 30)
 
 

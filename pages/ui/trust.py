@@ -14,11 +14,10 @@ import streamlit as st
 
 from neurflow_engine.fidelity import EXPLANATIONS
 from neurflow_engine.store import Run
-from pages.ui import graph, show
+from pages.ui import colours, graph, show
 
 CIRCUIT, TWIN = "this circuit", "untrained twin"
 SIZES = ("1", "5", "10", "20", "50")  # sets of lower neurons by which edges are tested
-_RANDOM = "#E69F00"
 _ROW, _AXIS = 17, 62  # pixels of one line of a chart, and of the axis below it
 
 
@@ -109,7 +108,7 @@ def stability(report: Mapping | None) -> graph.Stability | None:
 def verdict(report: Mapping) -> None:
     """Whether the circuit is to be trusted, and why, layer by layer."""
     word, mark, colour = show.trust(report)
-    st.html(f'<div class="nf-name"><span style="color:{colour}">{mark}</span> This circuit is {word}</div>' + _reasons(report["verdict"]))
+    st.html(f'<h2 class="nf-name"><span style="color:{colour}">{mark}</span> This circuit is {word}</h2>' + _reasons(report["verdict"]))
     rows = []
     for layer in report["layers"]:
         word, mark, colour = show.trust(layer)
@@ -146,7 +145,7 @@ def _whole_network(report: Mapping) -> str:
             )
         )
     return "".join(
-        f'<div class="nf-verdict"><span style="opacity:.5">·</span><div class="nf-reason">{escape(said)}'
+        f'<div class="nf-verdict"><span class="nf-small">·</span><div class="nf-reason">{escape(said)}'
         f'<div class="nf-small">{escape(why)}</div></div></div>'
         for said, why in lines
     )
@@ -158,10 +157,11 @@ def _reasons(of: Mapping) -> str:
 
 def legend(report: Mapping) -> None:
     """What the marks of all charts mean."""
+    pale = f"{colours.CONTROL}80"
     keys = [
         f'<i style="width:11px;height:11px;border-radius:50%;background:{show.accent()}"></i>this circuit',
-        f'<i style="width:34px;height:9px;border-radius:3px;background:linear-gradient(90deg,{_RANDOM}80 46%,{_RANDOM} 46% 54%,'
-        f'{_RANDOM}80 54%)"></i>as many random neurons, about as active: mean and 95 % of {report["draws"]} draws',
+        f'<i style="width:34px;height:9px;border-radius:3px;background:linear-gradient(90deg,{pale} 46%,{colours.CONTROL} 46% 54%,'
+        f'{pale} 54%)"></i>as many random neurons, about as active: mean and 95 % of {report["draws"]} draws',
     ]
     if (report.get("twin") or {}).get("layers"):
         keys.append(
@@ -191,7 +191,7 @@ def charts(run: Run, report: Mapping, names: Mapping[str, str]) -> None:
     for first in range(0, len(cards), 2):
         for column, (title, name, chart) in zip(show.split(f"trust_{first}", [1, 1]), cards[first : first + 2], strict=False):
             with column, st.container(border=True, height="stretch"):
-                st.html(f'<b>{escape(title)}</b><div class="nf-small">{escape(EXPLANATIONS[name])}</div>')
+                st.html(f'<h3 class="nf-part">{escape(title)}</h3><div class="nf-small">{escape(EXPLANATIONS[name])}</div>')
                 st.altair_chart(chart, key=f"trust_{name}")
 
 
@@ -242,7 +242,7 @@ def _cell(row, twin: float | None) -> str:
 
 
 def _blue() -> str:
-    return "#56B4E9" if show.is_dark() else show.TAKES
+    return colours.of_theme("takes", show.is_dark())
 
 
 def _lines(rows: pd.DataFrame, order: Sequence[str], inside: str = "of", inner: Sequence[str] = (CIRCUIT, TWIN)) -> alt.Chart:
@@ -280,10 +280,12 @@ def _against_random(rows: pd.DataFrame, measure: Measure, order: Sequence[str]) 
     tip = ["layer:N", "of:N", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("value", "mean", "low", "high", "refined"))]
     x = _x("value", measure.better, measure.domain)
     layers = [
-        base.mark_bar(height=9, color=_RANDOM, opacity=0.5, cornerRadius=3).encode(
+        base.mark_bar(height=9, color=colours.CONTROL, opacity=0.5, cornerRadius=3).encode(
             x=_x("low", measure.better, measure.domain), x2="high:Q", tooltip=tip
         ),
-        base.mark_tick(color=_RANDOM, thickness=2.5, size=12, opacity=1).encode(x=_x("mean", measure.better, measure.domain), tooltip=tip),
+        base.mark_tick(color=colours.CONTROL, thickness=2.5, size=12, opacity=1).encode(
+            x=_x("mean", measure.better, measure.domain), tooltip=tip
+        ),
     ]
     if rows["refined"].notna().any():
         triangle = base.transform_filter("isValid(datum.refined)").mark_point(
@@ -309,7 +311,7 @@ def _correlations(rows: pd.DataFrame, order: Sequence[str]) -> alt.LayerChart:
         *_points(base, _x("value", title, domain), tip),
         of_circuit.mark_text(align="left", dx=2, fontSize=10, color=show.ink(), opacity=0.6).encode(x=alt.datum(-1), text="set:N"),
     ]
-    nothing = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(color=_RANDOM, strokeWidth=2).encode(x=_x("x", title, domain))
+    nothing = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(color=colours.CONTROL, strokeWidth=2).encode(x=_x("x", title, domain))
     return alt.layer(nothing, *layers).properties(height=14 * len(SIZES) * len(order) + _AXIS)
 
 
@@ -318,7 +320,7 @@ def _gaps(rows: pd.DataFrame, order: Sequence[str]) -> alt.LayerChart:
     base, title = _lines(rows, order), "gap, median to worst neuron · lower is better"
     domain = (0.0, max(0.1, float(rows["high"].max()) if rows["high"].notna().any() else 0.0))
     tip = ["layer:N", "of:N", alt.Tooltip("value:Q", title="median", format=".3f"), alt.Tooltip("high:Q", title="worst", format=".3f")]
-    rule = base.mark_rule(color=show.GREY, strokeWidth=2).encode(x=_x("value", title, domain), x2="high:Q", tooltip=tip)
+    rule = base.mark_rule(color=colours.GREY, strokeWidth=2).encode(x=_x("value", title, domain), x2="high:Q", tooltip=tip)
     return _sized([rule, *_points(base, _x("value", title, domain), tip)], _n_lines(rows, order))
 
 
