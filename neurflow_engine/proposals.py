@@ -137,6 +137,12 @@ class ProposalStore(SqlStore):
             found.setdefault(score.group_id, {}).setdefault(score.text, score)
         return found
 
+    def newest(self, run_id: str) -> tuple[int, int]:
+        """Numbers of the newest proposal and score of a run, 0 where there is none: they change whenever something is added."""
+        with self._reading() as connection:
+            newest = (sql.select(sql.func.max(table.c.id)).where(table.c.run_id == run_id) for table in (self._proposals, self._scores))
+            return tuple(connection.execute(query).scalar() or 0 for query in newest)
+
     def _newest_first(self, table: sql.Table, kind: type, run_id: str) -> list:
         columns = (table.c[field.name] for field in fields(kind))
         with self._reading() as connection:

@@ -347,7 +347,7 @@ def start_check(run: Run, again: bool = False) -> None:
 
 
 def circuit_page(run: Run) -> None:
-    labels = cached.labels().for_run(run.id)
+    labels = cached.labels().for_run(run.id, evidence=False)
     report = cached.fidelity(run.id)
     drawn, trusted, plain_grid = st.tabs(TABS, **session.linked("tab", session.one_of("tab", TABS, TABS[0])))
     with drawn:

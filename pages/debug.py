@@ -10,7 +10,7 @@ def debug_page(run: Run) -> None:
         debug_images.follow_job()
     evaluation = debug_images.images_of(run)
     report = debug_flags.newest_report(run, evaluation)
-    labels, verdicts = cached.labels().for_run(run.id), cached.verdicts().for_run(run.id, report.id if report else None)
+    labels, verdicts = cached.labels().for_run(run.id, evidence=False), cached.verdicts().for_run(run.id, report.id if report else None)
     scene = Scene(run, evaluation, report, labels, verdicts)
     with show.sentences():
         debug_flags.banner(scene)

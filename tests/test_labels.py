@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -182,6 +182,13 @@ def test_the_evidence_of_an_approved_name_is_frozen_until_the_name_loses_its_for
     assert store.undo(RUN, GROUP, "ana", 4).evidence == EVIDENCE
     assert store.decide(RUN, GROUP, "rejected", "ana", 5).evidence is None
     assert store.edit(RUN, GROUP, "snow", "ana", 6, {"patches": (1, 2)}).evidence == {"patches": [1, 2]}
+
+
+def test_labels_can_be_read_without_their_evidence(store):
+    store.propose(RUN, GROUP, "ice", "model x")
+    approved = store.decide(RUN, GROUP, "approved", "ana", 1, EVIDENCE)
+    assert store.for_run(RUN, evidence=False) == {GROUP: replace(approved, evidence=None)}
+    assert store.for_run(RUN) == {GROUP: approved}
 
 
 def test_evidence_that_json_cannot_hold_is_refused_and_nothing_is_written(store):

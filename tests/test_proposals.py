@@ -89,6 +89,17 @@ def test_the_newest_score_of_every_wording_counts(store):
     assert store.scores("nothing") == {}
 
 
+def test_the_newest_numbers_change_whenever_something_is_added_to_the_run(store):
+    seen = [store.newest(RUN)]
+    for add in (lambda: store.add(PROPOSAL), lambda: store.add_score(SCORE), lambda: store.add(FAILED), lambda: store.add_score(SCORE)):
+        add()
+        seen.append(store.newest(RUN))
+    store.add(replace(PROPOSAL, run_id="another"))
+    assert seen[0] == (0, 0)
+    assert len(set(seen)) == 5
+    assert store.newest(RUN) == seen[-1]
+
+
 @pytest.mark.parametrize(("change", "why"), [({"figures": {"f1": float("nan")}}, "The figures of a score"), ({"text": ""}, "visible")])
 def test_an_unusable_score_is_refused_and_nothing_is_written(store, change, why):
     with pytest.raises(InputError, match=why):

@@ -12,7 +12,7 @@ from neurflow_engine import catalogue
 from neurflow_engine.images import open_image
 from neurflow_engine.jobs import Jobs
 from neurflow_engine.labels import LabelStore
-from neurflow_engine.proposals import ProposalStore
+from neurflow_engine.proposals import Proposal, ProposalStore, Score
 from neurflow_engine.store import DebugReport, Evaluation, Run, Workspace
 from neurflow_engine.verdicts import VerdictStore
 from pages.ui import graph
@@ -38,6 +38,16 @@ def labels() -> LabelStore:
 def proposals() -> ProposalStore:
     """Proposed labels and their scores in the workspace."""
     return _proposals(str(workspace().root))
+
+
+def proposed(run_id: str) -> tuple[dict[str, list[Proposal]], dict[str, dict[str, Score]]]:
+    """Proposals for a run by group, newest first, and the scores of wordings by group; read again when there are new ones."""
+    return _proposed(str(workspace().root), run_id, proposals().newest(run_id))
+
+
+@st.cache_resource(max_entries=4)
+def _proposed(root: str, run_id: str, newest: tuple[int, int]) -> tuple[dict[str, list[Proposal]], dict[str, dict[str, Score]]]:
+    return proposals().for_run(run_id), proposals().scores(run_id)
 
 
 def verdicts() -> VerdictStore:

@@ -18,7 +18,11 @@ def carry(run: Run) -> None:
     """Offer it where there is such a run with names in force."""
     own = run.summary
     alike = [other for other in cached.workspace().runs() if other.id != run.id and _of(other) == _of(own)]
-    named = {other.id: n for other in alike if (n := sum(bool(label.text) for label in cached.labels().for_run(other.id).values()))}
+    named = {
+        other.id: n
+        for other in alike
+        if (n := sum(bool(label.text) for label in cached.labels().for_run(other.id, evidence=False).values()))
+    }
     if not named:
         return
     when = {other.id: show.age(other.created) for other in alike}

@@ -31,8 +31,7 @@ class Scene:
     @classmethod
     def of(cls, run: Run) -> "Scene":
         """Read everything that was said about a run's groups."""
-        proposals = cached.proposals()
-        return cls(run, cached.labels().for_run(run.id), proposals.for_run(run.id), proposals.scores(run.id))
+        return cls(run, cached.labels().for_run(run.id, evidence=False), *cached.proposed(run.id))
 
     @cached_property
     def groups(self) -> tuple[NeuronGroup, ...]:
