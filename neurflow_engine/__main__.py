@@ -30,6 +30,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from neurflow_engine import progress as progress_
+from neurflow_engine.access import check_readable, using_workspace
 from neurflow_engine.catalogue import list_models
 from neurflow_engine.config import AnalysisConfig, ModelConfig, checked
 from neurflow_engine.errors import InputError, NeurflowError, WorkspaceError
@@ -405,6 +406,7 @@ def _exported(arguments, rows: list[dict]) -> tuple[dict, str]:
 def _imported(arguments, store, run: str | None) -> tuple[dict, str]:
     from neurflow_engine.labels import read_csv, read_json
 
+    check_readable(arguments.file, "File of labels")
     try:
         content = arguments.file.read_bytes()
     except OSError as error:
@@ -661,7 +663,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         progress = progress_.Both(progress_.Bars(), progress_.Events(arguments.events)) if arguments.events else progress_.Bars()
         _stop_on_signals(progress)
-        result, text = arguments.work(arguments, Workspace(arguments.workspace), progress)
+        workspace = Workspace(arguments.workspace)
+        with using_workspace(workspace.root):
+            result, text = arguments.work(arguments, workspace, progress)
         print(json.dumps(result, ensure_ascii=False, allow_nan=False) if arguments.json else text, flush=True)
         return _ended(progress, DONE, "done", None)
     except (progress_.Cancelled, KeyboardInterrupt):

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from neurflow_engine.access import check_readable
 from neurflow_engine.errors import DataError, ModelError, near_matches
 
 IMAGENET = "timm's ImageNet table"
 FOLDERS = "the data folders"
 UNKNOWN = "unknown"
 
+_LARGEST_MAP = 10 << 20  # bytes
 _NUMBERED = re.compile(r"(\d+)(?:[_\-. ]+(.+))?")
 _WORDNET_ID = re.compile(r"(n\d{8})(?:[_\-. ].*)?")
 
@@ -107,7 +109,10 @@ def read_class_map(path: Path, n_classes: int) -> tuple[str, ...]:
     readers = {".txt": _from_lines, ".csv": _from_table, ".json": _from_json}
     if path.suffix.lower() not in readers:
         raise ModelError(f"Class map {path} has to be a .txt, .csv or .json file.")
+    check_readable(path, "Class map")
     try:
+        if path.stat().st_size > _LARGEST_MAP:
+            raise ModelError(f"Class map {path} has more than {_LARGEST_MAP >> 20} MB, so it holds no names; give another file.")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"Class map {path} cannot be read ({getattr(error, 'strerror', None) or 'it is not UTF-8 text'}).") from None

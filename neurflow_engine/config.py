@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from neurflow_engine.access import absolute
 from neurflow_engine.errors import InputError
 
 LOCAL = "local-dir:"  # timm's prefix of a model folder
@@ -35,14 +36,14 @@ class ModelConfig(_Config):
     @field_validator("checkpoint", "class_map")
     @classmethod
     def _absolute(cls, path: Path | None):
-        return path and path.expanduser().absolute()
+        return path and absolute(path)
 
     @field_validator("name")
     @classmethod
     def _absolute_folder(cls, name: str):
         """A run is opened again from anywhere, so what it remembers must not depend on the folder it was started in."""
         folder = name.removeprefix(LOCAL)
-        return name if folder == name else f"{LOCAL}{Path(folder).expanduser().absolute()}"
+        return name if folder == name else f"{LOCAL}{absolute(folder)}"
 
 
 class AnalysisConfig(_Config):
@@ -70,7 +71,7 @@ class AnalysisConfig(_Config):
     @field_validator("data")
     @classmethod
     def _absolute(cls, path: Path):
-        return path.expanduser().absolute()
+        return absolute(path)
 
     @model_validator(mode="after")
     def _range_of_groups(self):

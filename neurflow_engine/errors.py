@@ -39,6 +39,10 @@ class WorkspaceError(InputError):
     """The workspace cannot be read or written (missing, read-only, full)."""
 
 
+class AccessError(InputError):
+    """Something that this person may not do, or a folder that may not be read here."""
+
+
 class MemoryLimitError(NeurflowError):
     """Not even the smallest piece of work fits into memory."""
 

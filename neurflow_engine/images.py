@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from neurflow_engine.access import check_readable
 from neurflow_engine.class_names import UNKNOWN, match_folders
 from neurflow_engine.errors import DataError
 from neurflow_engine.records import ImageFile, ImageSet, Patch, SkippedFile
@@ -45,11 +46,12 @@ def scan(root: Path | Sequence[Path]) -> ImageSet:
     Hidden files are passed over; links that lead out of the folder, and files that cannot be opened as an image, are listed
     in ``skipped``. Damage behind a file's header shows when it is decoded, not here. Several folders are one set: its root is the folder
     that they have in common, and each has its own class folders. Raises DataError when a folder cannot be used or holds no image that can
-    be opened, or when one is given twice.
+    be opened, or when one is given twice, and AccessError when one may not be read here.
     """
     if not isinstance(root, str | Path):
         return scan(root[0]) if len(root) == 1 else _joined(root)
     root = Path(root)
+    check_readable(root, "Data folder")
     if not root.is_dir():
         raise DataError(f"Data folder {root} {'is a file, not a folder' if root.exists() else 'does not exist'}.")
     digest = hashlib.sha256()
@@ -135,16 +137,18 @@ def _content_hash(path: Path) -> bytes | None:
         return None
 
 
-def open_image(path: Path, in_chans: int = 3) -> Image.Image:
+def open_image(path: Path, in_chans: int = 3, most_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file of any kind to mode RGB (``in_chans`` 3) or L (``in_chans`` 1), upright, 8 bits per channel.
 
     The first frame of an animation; transparent pixels lie on white; 16-bit values are divided by 257, other wide integers and
     floats by the range that holds them (0..1 for floats, 0..255, 0..65535) or else stretched between their extremes.
-    Raises DataError when the file is no image, is damaged, or has more than 100 million pixels.
+    Raises DataError when the file is no image, is damaged, or has more than ``most_pixels``, and AccessError when it, or what a link
+    there leads to, may not be read here.
     """
+    check_readable(path, "Image")
     try:
         with open(path, "rb") as file:
-            return _decoded(file, "L" if in_chans == 1 else "RGB")
+            return _decoded(file, "L" if in_chans == 1 else "RGB", most_pixels)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}).") from None
     except DataError as error:
@@ -266,7 +270,7 @@ def _checked_content(root: Path, path: str) -> bytes:
             if not size:
                 raise DataError("is empty (0 bytes)")
             file.seek(0)
-            _opened(file)
+            _opened(file, MAX_PIXELS)
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error})") from None
     return f"{path}\0{size}\0{content.hexdigest()}\0".encode()
@@ -276,21 +280,21 @@ def _printable(path: str) -> str:
     return path.encode(errors="replace").decode()
 
 
-def _opened(file: BinaryIO) -> Image.Image:
+def _opened(file: BinaryIO, most_pixels: int) -> Image.Image:
     """Read an image's header; raises DataError with a reason that follows the name of the file."""
     try:
         image = Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError:
-        raise DataError(f"has more than {MAX_PIXELS:,} pixels") from None
+        raise DataError(f"has more than {most_pixels:,} pixels") from None
     except Exception as error:  # what a decoder raises on damaged bytes is not limited to any family of errors
         raise DataError(_reason("is not an image that can be opened", error)) from None
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"has more than {MAX_PIXELS:,} pixels ({image.width} x {image.height})")
+    if image.width * image.height > most_pixels:
+        raise DataError(f"has more than {most_pixels:,} pixels ({image.width} x {image.height})")
     return image
 
 
-def _decoded(file: BinaryIO, mode: str) -> Image.Image:
-    image = _opened(file)
+def _decoded(file: BinaryIO, mode: str, most_pixels: int) -> Image.Image:
+    image = _opened(file, most_pixels)
     try:
         image.load()
         image = _upright(image)

@@ -11,6 +11,7 @@ import re
 import socket
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import get_model_input_config, parse_model_name, resolve_model_input_args
 from torch import Tensor, nn
 
+from neurflow_engine.access import check_readable
 from neurflow_engine.class_names import FOLDERS, IMAGENET, UNKNOWN, find_class, imagenet_names, match_folders, read_class_map
 from neurflow_engine.config import ModelConfig
 from neurflow_engine.errors import InputError, ModelError, near_matches
@@ -164,6 +166,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises ModelError when there is no such file, it is damaged, holds no weights, or holds Python objects, which are never loaded.
     """
     path = Path(path)
+    check_readable(path, "Checkpoint")
     if not path.is_file():
         raise ModelError(f"Checkpoint {path} {'is a folder, not a file' if path.is_dir() else 'does not exist'}.")
     if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
@@ -209,9 +212,8 @@ def _arguments(config: ModelConfig) -> dict:
         raise ModelError(f"{str(error).rstrip('.')}.") from None
     if origin is None:
         _check_known(identifier)
-    elif origin == "local-dir" and not (Path(identifier) / "config.json").is_file():
-        problem = "has no config.json" if Path(identifier).is_dir() else "does not exist"
-        raise ModelError(f"Model folder {identifier} {problem}; expected a folder with config.json and model.safetensors.")
+    elif origin == "local-dir":
+        _check_folder(Path(identifier))
     try:
         instead = "give a timm name with --checkpoint FILE, or local-dir:FOLDER"
         with _hub(f"The configuration of {config.name}", instead) if origin == "hf-hub" else nullcontext():
@@ -226,6 +228,14 @@ def _arguments(config: ModelConfig) -> dict:
     except (ValueError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise ModelError(f"{_described(config)} cannot be used: {_brief(error)}.") from None
     return arguments
+
+
+def _check_folder(folder: Path) -> None:
+    for path in (folder, folder / "config.json"):  # a link in a folder that may be read can lead out of it
+        check_readable(path, "Model folder")
+    if not (folder / "config.json").is_file():
+        problem = "has no config.json" if folder.is_dir() else "does not exist"
+        raise ModelError(f"Model folder {folder} {problem}; expected a folder with config.json and model.safetensors.")
 
 
 def _check_known(name: str) -> None:
@@ -321,6 +331,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _pickled_tensors(path: Path):
     """What torch's restricted unpickler reads: tensors and plain containers. Nothing else in the file is ever built or called."""
+    _check_size(path)
     try:
         # timm's trainer stores its settings as a Namespace; it carries no code
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
@@ -333,6 +344,20 @@ def _pickled_tensors(path: Path):
         # What the unpickler says goes on to explain how to load a file whatever is in it, which is no advice of ours.
         detail = "" if isinstance(error, pickle.UnpicklingError) else f" ({_brief(error)})"
         raise ModelError(f"Checkpoint {path} is damaged or no checkpoint of PyTorch{detail}.") from None
+
+
+def _check_size(path: Path) -> None:
+    """Refuse an archive that grows when it is unpacked: PyTorch writes its own as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # of another kind, or damaged, which the reader says better
+    if unpacked > 2 * path.stat().st_size:
+        raise ModelError(
+            f"Checkpoint {path} is an archive of {path.stat().st_size >> 20:,} MB that unpacks to {unpacked >> 20:,} MB; refused, since "
+            "PyTorch does not compress: save the weights with torch.save or as .safetensors."
+        )
 
 
 def _needs_code(error: Exception) -> str | None:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
+from neurflow_engine.access import absolute, check_readable, workspace_root
 from neurflow_engine.errors import InputError, RunError, WorkspaceError, near_matches
 from neurflow_engine.files import read_json, write_json, writing
 from neurflow_engine.records import Circuit, Edge, Layer, Neuron, NeuronGroup, Patch, ProbeImage, Silencer, SkippedFile
@@ -382,7 +383,7 @@ class Workspace:
 
     def __init__(self, root: Path | str | None = None):
         """``root``: default is the environment variable NEURFLOW_WORKSPACE, else ``~/.neurflow``."""
-        self.root = Path(root or os.environ.get("NEURFLOW_WORKSPACE") or Path.home() / ".neurflow").expanduser().absolute()
+        self.root = absolute(root or workspace_root())
 
     @property
     def demo_folder(self) -> Path:
@@ -415,21 +416,25 @@ class Workspace:
     def open_run(self, run: str | Path) -> Run:
         """A run by its id, or by its folder; raises RunError with near matches."""
         folder = Path(run)
+        if _is_name(str(run)) and not (folder / MANIFEST).is_file():
+            return self.run(str(run))
+        if not Path(os.path.realpath(absolute(folder))).is_relative_to(os.path.realpath(self.root / "runs")):
+            check_readable(folder, "Run folder")
         if folder.is_dir():
             return Run(folder)
-        if os.sep in str(run) or str(run) in ("", ".", ".."):
-            partial = folder.with_name(folder.name + _PARTIAL)
-            raise RunError(
-                f"Run folder {folder} is not finished; start the same analysis again to finish it."
-                if partial.is_dir()
-                else f"Run folder {folder} does not exist."
-            )
-        if self.run_folder(str(run)).is_dir():
-            return Run(self.run_folder(str(run)))
-        if self.run_folder(f"{run}{_PARTIAL}").is_dir():
-            raise RunError(f"Run {run} is not finished; start the same analysis again to finish it.")
+        if folder.with_name(folder.name + _PARTIAL).is_dir():
+            raise RunError(f"Run folder {folder} is not finished; start the same analysis again to finish it.")
+        raise RunError(f"Run folder {folder} does not exist.")
+
+    def run(self, run_id: str) -> Run:
+        """A run by its id alone, which may come from anywhere; raises RunError with near matches."""
+        if _is_name(run_id):
+            if self.run_folder(run_id).is_dir():
+                return Run(self.run_folder(run_id))
+            if self.run_folder(f"{run_id}{_PARTIAL}").is_dir():
+                raise RunError(f"Run {run_id} is not finished; start the same analysis again to finish it.")
         known = [folder.name for folder in self._whole("runs")]
-        raise RunError(f"There is no run {run!r} in {self.root}.{near_matches(str(run), known) or f' It holds {len(known)} runs.'}")
+        raise RunError(f"There is no run {_brief(run_id)} in {self.root}.{near_matches(run_id[:80], known) or f' It holds {len(known)} runs.'}")
 
     def evaluations(self) -> list[Evaluation]:
         """All whole evaluations, newest first."""
@@ -441,8 +446,8 @@ class Workspace:
 
     def open_evaluation(self, evaluation_id: str) -> Evaluation:
         """An evaluation by its id; raises RunError."""
-        if Path(evaluation_id).name != evaluation_id or not self.evaluation_folder(evaluation_id).is_dir():
-            raise RunError(f"There is no evaluation {evaluation_id!r} in {self.root}.")
+        if not _is_name(evaluation_id) or not self.evaluation_folder(evaluation_id).is_dir():
+            raise RunError(f"There is no evaluation {_brief(evaluation_id)} in {self.root}.")
         return Evaluation(self.evaluation_folder(evaluation_id))
 
     def debug_reports(self, run_id: str) -> list[DebugReport]:
@@ -456,8 +461,8 @@ class Workspace:
 
     def open_debug_report(self, report_id: str) -> DebugReport:
         """A debug report by its id; raises RunError."""
-        if Path(report_id).name != report_id or not self.debug_folder(report_id).is_dir():
-            raise RunError(f"There is no debug report {report_id!r} in {self.root}.")
+        if not _is_name(report_id) or not self.debug_folder(report_id).is_dir():
+            raise RunError(f"There is no debug report {_brief(report_id)} in {self.root}.")
         return DebugReport(self.debug_folder(report_id))
 
     def fidelity_reports(self, run_id: str) -> list[dict]:
@@ -504,6 +509,16 @@ class Workspace:
             return []
         except OSError as error:
             raise WorkspaceError(f"Workspace {self.root} cannot be read ({error.strerror}).") from None
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text names one thing in a folder: no path, nothing hidden, nothing that a disk would refuse to look up."""
+    return Path(text).name == text and not text.startswith(".") and text.isprintable() and len(text.encode(errors="replace")) < 256
+
+
+def _brief(text: str) -> str:
+    """What was given, for a message."""
+    return repr(text if len(text) <= 80 else f"{text[:80]}…")
 
 
 def now() -> str:

@@ -19,6 +19,7 @@ TORCH = {"torch", "torchvision", "timm"}
 HOOKING = ("tracing.py", "fix.py")  # for analysis; and where a model that is not ours has to answer otherwise for good
 WITHOUT_TORCH = [
     "__main__",
+    "access",
     "catalogue",
     "circuit_json",
     "class_names",
@@ -53,6 +54,7 @@ WITHOUT_TORCH = [
     "sql_store",
     "stability",
     "store",
+    "uploads",
     "verdict",
     "verdicts",
 ]
