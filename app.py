@@ -6,7 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 from neurflow_engine.jobs import JobState
-from pages.ui import cached, link, session, show
+from pages.ui import cached, link, people, session, show
 
 st.set_page_config(
     page_title="NeurFlow Debugger",
@@ -71,12 +71,18 @@ def ended_jobs() -> None:
 
 page = st.navigation([st.Page(f"pages/{name.lower()}.py", title=name, default=name == "Analyze") for name in PAGES], position="top")
 show.frame()
+admitted = False
+with show.sentences():
+    admitted = people.admitted()
+if not admitted:  # also where it could not be told
+    st.stop()
 with show.sentences():
     session.restore(page.title.lower())
     with st.sidebar:
         st.html('<div class="nf-name" style="font-size:1.05rem">NeurFlow Debugger</div>')
         open_run()
         link.copy_link()
+        people.card()
         busy = any(job.active for job in cached.jobs().all())
         st.fragment(running_jobs, run_every=1.0 if busy else 5.0)()
     ended_jobs()

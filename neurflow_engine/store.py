@@ -390,6 +390,11 @@ class Workspace:
         """Where the demo writes its images."""
         return self.root / "demo"
 
+    @property
+    def uploads_folder(self) -> Path:
+        """Where images are kept that people bring along."""
+        return self.root / "uploads"
+
     def run_folder(self, run_id: str) -> Path:
         return self.root / "runs" / run_id
 
@@ -434,7 +439,9 @@ class Workspace:
             if self.run_folder(f"{run_id}{_PARTIAL}").is_dir():
                 raise RunError(f"Run {run_id} is not finished; start the same analysis again to finish it.")
         known = [folder.name for folder in self._whole("runs")]
-        raise RunError(f"There is no run {_brief(run_id)} in {self.root}.{near_matches(run_id[:80], known) or f' It holds {len(known)} runs.'}")
+        raise RunError(
+            f"There is no run {_brief(run_id)} in {self.root}.{near_matches(run_id[:80], known) or f' It holds {len(known)} runs.'}"
+        )
 
     def evaluations(self) -> list[Evaluation]:
         """All whole evaluations, newest first."""

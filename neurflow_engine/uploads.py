@@ -21,7 +21,9 @@ _NAME = re.compile(rf"[0-9a-f]{{24}}(?:{'|'.join(map(re.escape, EXTENSIONS))})")
 def check_size(content: bytes, name: str) -> None:
     """Raise DataError when a file is larger than people may upload."""
     if len(content) > MEGABYTES << 20:
-        raise DataError(f"{name} has {len(content) / (1 << 20):.0f} MB, more than the {MEGABYTES} MB that can be uploaded; make it smaller.")
+        raise DataError(
+            f"{name} has {len(content) / (1 << 20):.0f} MB, more than the {MEGABYTES} MB that can be uploaded; make it smaller."
+        )
 
 
 def keep(folder: Path, owner: str, name: str, content: bytes) -> str:

@@ -7,11 +7,12 @@ import pandas as pd
 import streamlit as st
 
 from neurflow_engine import cost, demo
+from neurflow_engine.access import absolute, check_readable
 from neurflow_engine.config import AnalysisConfig
 from neurflow_engine.errors import InputError
 from neurflow_engine.jobs import JobState
 from neurflow_engine.store import Evaluation
-from pages.ui import cached, colours, commands, session, show
+from pages.ui import cached, colours, commands, people, session, show
 
 MODELS, IMAGES = ("Demo", "timm model", "My checkpoint"), ("Demo", "Folder")
 LARGEST_MAP, LARGEST_NUMBERED = 24, 14  # classes in the confusion map; classes up to which its cells carry numbers
@@ -94,7 +95,8 @@ def chosen_model() -> dict | None:
     ).strip()
     if not path:
         return None
-    weights = Path(path).expanduser().absolute()
+    weights = absolute(path)
+    check_readable(weights, "Checkpoint")
     if weights.is_dir():
         st.caption("A folder in timm's format: it says itself what it holds.")
         return {"name": f"local-dir:{weights}"}
@@ -151,15 +153,19 @@ def chosen_images() -> Path | None:
     path = st.text_input(
         "Folder", key="image_folder", persist_state="session", placeholder="/path/to/images (one folder per class, or flat)"
     ).strip()
-    return Path(path).expanduser().absolute() if path else None
+    return absolute(path) if path else None
 
 
 def start_evaluation(model: dict, images: Path) -> None:
+    people.check_reviewer()
+    check_readable(images, "Data folder")
     if images == cached.workspace().demo_folder / "images":
         demo.write_images(cached.workspace().demo_folder)
     if not images.is_dir():
         raise InputError(f"Data folder {images} does not exist; give the path of a folder on the machine that this app runs on.")
     weights = model.get("checkpoint")
+    if weights:
+        check_readable(weights, "Checkpoint")
     if weights and not Path(weights).is_file():
         raise InputError(f"Checkpoint {weights} does not exist; give the path of a file on the machine that this app runs on.")
     title = f"Evaluate {show.model_name(model['name'])} on {images.name}"
@@ -170,9 +176,10 @@ def form() -> None:
     """Which model, which images, and the button that evaluates."""
     with st.container(border=True):
         left, middle, right = show.split("form", [5, 5, 2])
-        with left:
+        model = images = None
+        with left, show.sentences():
             model = chosen_model()
-        with middle:
+        with middle, show.sentences():
             images = chosen_images()
         with right:
             st.space("small")
@@ -321,7 +328,7 @@ def analysis(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     candidates = by_interest(classes[classes["predicted_images"] > 0])
     indices = [int(index) for index in candidates["index"]]
     asked = session.get("target")
-    target = int(asked) if asked and asked.isdecimal() and int(asked) in indices else indices[0]
+    target = next((index for index in indices if str(index) == asked), indices[0])
     names = evaluation.class_names
     depths = {place["name"]: place for place in reversed(evaluation.places)}
 

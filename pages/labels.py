@@ -3,7 +3,7 @@
 import streamlit as st
 
 from neurflow_engine.store import Run
-from pages.ui import label_files, label_proposals, label_review, label_score, label_table, session, show
+from pages.ui import label_files, label_proposals, label_review, label_score, label_table, people, session, show
 from pages.ui.label_scene import Scene
 
 VIEWS = ("Review", "Table", "Proposals", "Files")
@@ -21,10 +21,11 @@ def labels_page(run: Run) -> None:
             with st.popover(f"Filter: {len(scene.order)} of {len(scene.groups)}" if scene.is_filtered() else "Filter"):
                 label_table.filters(scene)
         st.space("stretch")
-        st.text_input(
-            "Your name", key="author", persist_state="session", placeholder="Your name", label_visibility="collapsed",
-            width=150,
-        )  # fmt: skip
+        if not people.is_signed_in():
+            st.text_input(
+                "Your name", key="author", persist_state="session", placeholder="Your name", label_visibility="collapsed",
+                width=150,
+            )  # fmt: skip
     if view == "Review":
         label_review.queue(run)
     elif view == "Table":

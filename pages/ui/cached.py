@@ -92,7 +92,7 @@ def _verdicts(root: str) -> VerdictStore:
 
 @st.cache_resource(max_entries=8)
 def _run(root: str, run_id: str) -> Run:
-    return Workspace(root).open_run(run_id)
+    return Workspace(root).run(run_id)
 
 
 @st.cache_resource(max_entries=8)
@@ -210,7 +210,7 @@ def _debugger(root: str, run_id: str, report_id: str | None):
     from neurflow_engine.debugging import Debugger
 
     here = Workspace(root)
-    return Debugger(here.open_run(run_id), report=here.open_debug_report(report_id) if report_id else None)
+    return Debugger(here.run(run_id), report=here.open_debug_report(report_id) if report_id else None)
 
 
 @st.cache_data(max_entries=64, show_spinner="Looking for the groups in this image …")

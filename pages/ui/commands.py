@@ -7,7 +7,7 @@ from pathlib import Path
 from neurflow_engine.jobs import Job, JobState
 from neurflow_engine.labelling import LabellingSettings
 from neurflow_engine.store import Evaluation, Run
-from pages.ui import cached
+from pages.ui import cached, people
 
 _VALUES = ("checkpoint", "class_map", "model_kwargs", "input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 
@@ -81,6 +81,7 @@ def latest(kind: str, *also: str) -> Job | None:
 
 
 def _start(kind: str, title: str, arguments: list[str]) -> Job:
+    people.check_reviewer()
     return cached.jobs().start(kind, title, [*arguments, "--workspace", str(cached.workspace().root)])
 
 

@@ -9,6 +9,7 @@ from neurflow_engine.store import DebugReport, Evaluation, Run
 from neurflow_engine.verdicts import Judgement, Verdict
 from pages.ui import cached, colours, commands, session, show
 from pages.ui.debug_scene import WAYS, Scene
+from pages.ui.people import author, is_signed_in
 
 SHOWN = 2  # misleading groups that get a sentence of their own
 
@@ -152,11 +153,6 @@ def none_misleading(scene: Scene) -> str:
 # verdicts
 
 
-def author() -> str:
-    """Who decides; the same name as on the Labels page."""
-    return (session.value("author") or "").strip() or "me"
-
-
 def verdict(scene: Scene, group: str) -> None:
     """What a person thinks of a group, once given remembered."""
     given = scene.verdicts.get(group)
@@ -178,10 +174,11 @@ def verdict(scene: Scene, group: str) -> None:
             st.button(
                 "Undo", key=f"judge_undo_{group}", type="tertiary", disabled=said is None, on_click=_decide, args=(scene, group, given)
             )
-        st.text_input(
-            "Your name, for the history", key=name, value=session.value("author") or "",
-            on_change=lambda: session.set_value("author", session.value(name)),
-        )  # fmt: skip
+        if not is_signed_in():
+            st.text_input(
+                "Your name, for the history", key=name, value=session.value("author") or "",
+                on_change=lambda: session.set_value("author", session.value(name)),
+            )  # fmt: skip
         history = cached.verdicts().history(scene.run.id, group, scene.report_id)
         for change in reversed(history[-4:]):
             what = f"said {change.judgement.value}" if change.action == "given" else "took it back"

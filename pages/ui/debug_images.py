@@ -1,21 +1,20 @@
 """The left side of the Debug page: whose images are shown, where the model is wrong among them, and which to look at."""
 
-import hashlib
 from pathlib import Path
 
 import pandas as pd
 import streamlit as st
 
+from neurflow_engine import uploads
+from neurflow_engine.access import absolute, check_readable
 from neurflow_engine.errors import InputError
-from neurflow_engine.files import write_atomically
 from neurflow_engine.store import Evaluation, Run
-from pages.ui import cached, commands, pickers, session, show
+from pages.ui import cached, commands, people, pickers, session, show
 from pages.ui.debug_scene import MOST, UPLOAD, Scene, thumbnail
 
 FILTERS = {"fp": "Taken for the class", "fn": "Missed", "wrong": "All wrong", "right": "Right", "all": "All"}
 CLASSES = 10  # in the confusion matrix
 PAGE = 20  # pictures in the gallery at a time
-ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 
 def evaluations_of(run: Run) -> dict[str, Evaluation]:
@@ -57,7 +56,8 @@ def folder_name(evaluation: Evaluation | None) -> str:
 
 
 def evaluate(run: Run, folder: str) -> None:
-    path = Path(folder).expanduser().absolute()
+    path = absolute(folder)
+    check_readable(path, "Data folder")
     if not path.is_dir():
         raise InputError(f"Data folder {path} does not exist; give the path of a folder on the machine that this app runs on.")
     flags = commands.model_flags(run.manifest["model"]["configuration"])
@@ -88,10 +88,10 @@ def chosen_filter(scene: Scene) -> tuple[str, dict[str, pd.DataFrame], tuple[int
         "all": frame,
     }
     asked = session.get("show") or ""
-    parts = asked.split("-")
+    pair = session.whole_numbers(asked, len(scene.evaluation.class_names), apart="-")
     cell = None
-    if len(parts) == 2 and all(part.isdecimal() and int(part) < len(scene.evaluation.class_names) for part in parts):
-        cell = int(parts[0]), int(parts[1])
+    if len(pair) == 2 and asked == f"{pair[0]}-{pair[1]}":
+        cell = pair[0], pair[1]
         choices = {asked: frame[(true == cell[0]) & (predicted == cell[1])], **choices}
     names = [name for name, rows in choices.items() if len(rows) or name in ("all", asked)]
     return (asked if asked in names else names[0]), {name: choices[name] for name in names}, cell
@@ -175,7 +175,7 @@ def images(scene: Scene) -> list[Path]:
 def _selected(scene: Scene) -> list[str]:
     paths = scene.evaluation.predictions["path"]
     if session.get("images"):
-        return [paths.iloc[int(row)] for row in session.get("images").split(",") if row.isdecimal() and int(row) < len(paths)]
+        return [paths.iloc[row] for row in session.whole_numbers(session.get("images"), len(paths))]
     return [session.get("image")] if session.get("image") in scene.rows else []
 
 
@@ -216,13 +216,9 @@ def _several(scene: Scene, frame: pd.DataFrame, shown: pd.DataFrame) -> None:
 
 
 def upload() -> None:
-    """Any other image, kept in the workspace under the hash of its content."""
-    file = st.file_uploader("Or look at an image of your own", list(ENDINGS), key="upload", max_upload_size=20)
-    if file is not None and session.changed("upload", file.file_id) | (session.get("image") is None and session.get("images") is None):
-        content = file.getvalue()
-        ending = Path(file.name).suffix.lower().lstrip(".")
-        name = f"{hashlib.sha256(content).hexdigest()[:24]}.{ending if ending in ENDINGS else 'png'}"
-        path = cached.workspace().root / "uploads" / name
-        if not path.is_file():
-            write_atomically(path, content)
-        session.put(image=UPLOAD + name, images=None)
+    """Any other image, kept in the workspace for whoever uploaded it."""
+    file = st.file_uploader("Or look at an image of your own", list(uploads.EXTENSIONS), key="upload", max_upload_size=uploads.MEGABYTES)
+    if file is not None and (session.first(f"upload {file.file_id}") or not (session.get("image") or session.get("images"))):
+        with show.sentences():
+            name = uploads.keep(cached.workspace().uploads_folder, people.owner(), file.name, file.getvalue())
+            session.put(image=UPLOAD + name, images=None)

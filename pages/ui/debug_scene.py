@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from neurflow_engine import uploads
 from neurflow_engine.errors import InputError, NeurflowError
 from neurflow_engine.labels import Label
 from neurflow_engine.records import LOGITS
 from neurflow_engine.store import DebugReport, Evaluation, Run
 from neurflow_engine.verdicts import Verdict
-from pages.ui import cached, session, show
+from pages.ui import cached, people, session, show
 
 WAYS = {"zero": "set to zero", "mean": "set to the usual mean", "damping": "damped"}
 UPLOAD = "upload:"  # begins the name of an uploaded image in the address
@@ -115,17 +116,16 @@ class Scene:
         """The images that are looked at; only images of the evaluation and uploads can be named in the address."""
         frame = self.evaluation.predictions if self.evaluation else ()
         if session.get("images") and len(frame):
-            rows = {int(row) for row in session.get("images").split(",") if row.isdecimal() and int(row) < len(frame)}
+            rows = set(session.whole_numbers(session.get("images"), len(frame)))
             return [self.evaluation.data_root / frame["path"].iloc[row] for row in sorted(rows)[:MOST]]
         name = session.get("image")
         if not name:
             return []
         if name.startswith(UPLOAD):
-            path = cached.workspace().root / "uploads" / Path(name.removeprefix(UPLOAD)).name
-        elif len(frame) and name in self.rows:
-            path = self.evaluation.data_root / name
-        else:
+            return [uploads.find(cached.workspace().uploads_folder, people.owner(), name.removeprefix(UPLOAD))]
+        if name not in self.rows:
             raise InputError(f"There is no image {name!r} among the images shown here; pick another one.")
+        path = self.evaluation.data_root / name
         if not path.is_file():
             raise InputError(f"Image {name!r} is no longer there; pick another one.")
         return [path]

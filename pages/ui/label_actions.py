@@ -11,6 +11,7 @@ from neurflow_engine.evidence import freeze
 from neurflow_engine.labels import Label, LabelState
 from pages.ui import cached, label_field, session
 from pages.ui.label_scene import Scene
+from pages.ui.people import author
 
 APPROVE, SAVE, REJECT = "approved", "saved", "rejected"
 _OPEN, _DONE, _CONFLICT, _SAID, _SETTLED, _SKIPPED = (
@@ -37,11 +38,6 @@ class Conflict:
     what: str  # APPROVE, SAVE, REJECT
     mine: str  # the wording that it was about
     theirs: Label | None
-
-
-def author() -> str:
-    """Who reviews; kept while the tab is open."""
-    return (session.value("author") or "").strip() or "me"
 
 
 def opened(group: str) -> None:

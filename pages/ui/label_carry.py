@@ -9,7 +9,7 @@ import streamlit as st
 from neurflow_engine.evidence import carry_over
 from neurflow_engine.store import Run, RunSummary
 from pages.ui import cached, session, show
-from pages.ui.label_actions import author
+from pages.ui.people import author
 
 _CARRIED = "labels carried"
 

@@ -5,10 +5,11 @@ In: the run, an uploaded file. Out: downloads, imported labels, and each row tha
 
 import streamlit as st
 
+from neurflow_engine import uploads
 from neurflow_engine.labels import read_csv, read_json, to_csv, to_json
 from neurflow_engine.store import Run
 from pages.ui import cached, session, show
-from pages.ui.label_actions import author
+from pages.ui.people import author
 
 PROBLEMS = 12  # shown of a file's
 
@@ -40,10 +41,11 @@ def export(run: Run) -> None:
 def import_() -> None:
     """A file from here or from another workspace; bad rows are named and left out."""
     st.html("<h3 class=nf-part>Import</h3>")
-    given = st.file_uploader("A CSV or JSON file of labels", ("csv", "json"), key="labels_file")
+    given = st.file_uploader("A CSV or JSON file of labels", ("csv", "json"), key="labels_file", max_upload_size=uploads.MEGABYTES)
     if given is None:
         st.caption("What is newer in the file is added with its history. A label that went another way here is left as it is, and named.")
         return
+    uploads.check_size(given.getvalue(), given.name)
     rows, problems = (read_json if given.name.casefold().endswith(".json") else read_csv)(given.getvalue())
     runs = len({row["run_id"] for row in rows})
     st.text(f"{len(rows)} usable row{'' if len(rows) == 1 else 's'} for {runs} run{'' if runs == 1 else 's'}, {len(problems)} left out")

@@ -10,8 +10,8 @@ from neurflow_engine.errors import NeurflowError
 from neurflow_engine.evidence import freeze
 from neurflow_engine.labels import LabelState
 from pages.ui import cached, label_score, session, show
-from pages.ui.label_actions import author
 from pages.ui.label_scene import SCORES, SORTS, Scene, like
+from pages.ui.people import author
 
 SHARED = ("same neurons", "same patches")  # columns of groups like one
 FILTERS = ("in", "states", "score", "text", "like")  # parameters of the address

@@ -7,10 +7,13 @@ navigation has none; what was open on its page is remembered here and put back.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from secrets import token_hex
 from typing import TypeVar
 
 import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
+from streamlit.web.server.starlette.starlette_app_utils import decode_xsrf_token_string
+from streamlit.web.server.starlette.starlette_server_config import XSRF_COOKIE_NAME
 
 Value = TypeVar("Value")
 
@@ -27,6 +30,7 @@ _OF_A_RUN = (
     *("in", "like", "layers"),
 )
 _ADDRESS, _NOTICE, _GRAPH, _SEEN, _STEPS, _FIRST = "address", "notice", "graph selection", "seen running", "silenced before", "happened"
+_BROWSER = "browser"
 _STEPS_KEPT = 50
 NOTHING = ","  # in the address: no element of a list
 
@@ -98,6 +102,12 @@ def number(name: str, default: float, low: float, high: float) -> float:
         if low <= asked <= high:
             return asked
     return default
+
+
+def whole_numbers(text: str | None, below: int, apart: str = ",") -> list[int]:
+    """The whole numbers from 0 to ``below`` in a text that may hold anything."""
+    digits = (part for part in (text or "").split(apart) if part.isascii() and part.isdigit() and len(part) < 10)
+    return [number for number in map(int, digits) if number < below]
 
 
 def linked(
@@ -213,6 +223,15 @@ def ended(job_id: str, running: bool) -> bool:
         seen.remove(job_id)
         return True
     return False
+
+
+def browser() -> str:
+    """Something that nobody but this browser knows and that all of its tabs share: Streamlit's token against forged requests.
+
+    There is no public way to it, and no other cookie that an app can set. Where there is no browser, something that this tab alone has.
+    """
+    token, _ = decode_xsrf_token_string(st.context.cookies.get(XSRF_COOKIE_NAME, ""))
+    return token.hex() if token else st.session_state.setdefault(_BROWSER, token_hex())
 
 
 def clicked_in_graph() -> None:
