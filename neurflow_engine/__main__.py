@@ -165,6 +165,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_report_flag(export)
     export.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
 
+    compare = command(
+        "compare", _compare, "two runs side by side: groups that both have, what appeared and vanished, what weighs more or less"
+    )
+    compare.add_argument("run", metavar="RUN")
+    compare.add_argument("other", metavar="RUN")
+    compare.add_argument("--draws", type=int, default=None, help="random groups in the control")
+    compare.add_argument("--seed", type=int, default=0)
+
     label = command("label", _label, "propose names for groups, by a language model or offline, and score them on patches held out")
     label.add_argument("run")
     label.add_argument("--groups", type=_names, metavar="G1,G2", help="default: all below the logits")
@@ -544,6 +552,40 @@ def _fidelity_text(report: dict) -> str:
 def _against(layer: dict, measure: str) -> str:
     random = layer[f"{measure}_random"]
     return f"{layer[f'{measure}_core']:.2f} vs {random['mean']:.2f} [{random['low']:.2f}, {random['high']:.2f}]".rjust(26)
+
+
+def _compare(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine import comparison
+
+    left, right = (workspace.open_run(run) for run in (arguments.run, arguments.other))
+    draws = comparison.DRAWS if arguments.draws is None else arguments.draws
+    found = comparison.compare(left, right, draws, arguments.seed)
+    names = [_labels(workspace, run) for run in (left, right)]
+    reports = [next(iter(workspace.fidelity_reports(run.id)), None) for run in (left, right)]
+    result = comparison.as_json(found, *names)
+    result["fidelity"] = comparison.fidelity(*reports, found.layers)
+    result["accuracy"] = comparison.accuracies_of(left, right, workspace)
+    return result, _comparison_text(found, names)
+
+
+def _comparison_text(found, names: Sequence[dict[str, str]]) -> str:
+    def named(pair, side: int) -> str:
+        group = (pair.left, pair.right)[side]
+        return f"{group} {names[side][group]}" if group in names[side] else group
+
+    lines = [found.how]
+    if found.by:
+        lines.append(f"{len(found.matches)} groups in both, {len(found.vanished)} vanished, {len(found.appeared)} appeared")
+    for mark, pairs in (("=", found.matches), ("-", found.vanished), ("+", found.appeared)):
+        for pair in pairs:
+            random = f"random {pair.random['mean']:.2f} [{pair.random['low']:.2f}, {pair.random['high']:.2f}]"
+            lines.append(f"{mark} {named(pair, 0):<32} {named(pair, 1):<32} overlap {pair.overlap:.2f} ({random})")
+    if found.by and found.untold:
+        lines.append("nothing to hold against " + ", ".join(f"{group} ({side})" for side, group in found.untold))
+    for one in found.weights[:10]:
+        edge = one.left or one.right
+        lines.append(f"weight {edge.source} -> {edge.target}: {one.before:+.2f} -> {one.after:+.2f}")
+    return "\n".join(lines)
 
 
 def _export(arguments, workspace: Workspace, progress) -> tuple[dict, str]:

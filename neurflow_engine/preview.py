@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from neurflow_engine.accuracy import compared
 from neurflow_engine.batching import BATCH, Capacity, fitting
 from neurflow_engine.debugging import Debugger
 from neurflow_engine.errors import DataError, RunError
@@ -24,7 +24,6 @@ from neurflow_engine.records import ImageSet, Silencer, SkippedFile
 from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Run, Workspace, now
 
 LEAST = 10  # images of a group whose accuracy is told
-_Z = 1.959964  # of a 95 % interval
 _DIGITS = 4
 
 
@@ -91,32 +90,6 @@ def preview(
                 }
                 draft.publish(about | _figures(debugger, silencers, image_set, group_ids, progress, workers))
     return read_json(folder / MANIFEST)
-
-
-def compared(before: np.ndarray, after: np.ndarray) -> dict:
-    """Accuracy before and after, and its change with a 95 % interval for predictions of the same images.
-
-    The interval is the adjusted Wald interval of Bonett and Price (2012), which, unlike a bootstrap, does not shrink to a point where no
-    prediction changed: with h images helped and u hurt of n, p = (h + 1)/(n + 2) and q = (u + 1)/(n + 2), it is
-    p - q ± 1.96 sqrt((p + q - (p - q)^2) / (n + 2)).
-
-    Args:
-        before, after: (n_images,) booleans: whether an image was predicted right.
-    """
-    n = len(before)
-    if not n:
-        return {"n": 0, "before": None, "after": None, "change": None, "low": None, "high": None}
-    helped, hurt = int((after & ~before).sum()), int((before & ~after).sum())
-    p, q = (helped + 1) / (n + 2), (hurt + 1) / (n + 2)
-    reach = _Z * sqrt((p + q - (p - q) ** 2) / (n + 2))
-    return {
-        "n": n,
-        "before": float(before.mean()),
-        "after": float(after.mean()),
-        "change": (helped - hurt) / n,
-        "low": max(-1.0, p - q - reach),
-        "high": min(1.0, p - q + reach),
-    }
 
 
 @dataclass(frozen=True)

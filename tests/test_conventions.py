@@ -20,9 +20,11 @@ HOOKING = ("tracing.py", "fix.py")  # for analysis; and where a model that is no
 WITHOUT_TORCH = [
     "__main__",
     "access",
+    "accuracy",
     "catalogue",
     "circuit_json",
     "class_names",
+    "comparison",
     "concepts",
     "config",
     "controls",
