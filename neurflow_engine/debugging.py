@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neurflow_engine.activations import pooled_activations
 from neurflow_engine.batching import BATCH, in_batches
-from neurflow_engine.controls import interval, random_twins
+from neurflow_engine.controls import interval
 from neurflow_engine.errors import RunError, near_matches
 from neurflow_engine.evaluation import classifier_of
 from neurflow_engine.images import ImageBatches, cut_patches, left_out, open_image
@@ -27,6 +27,7 @@ from neurflow_engine.records import LOGITS, Filling, ImageSet, NeuronGroup, Patc
 from neurflow_engine.replay import Replay
 from neurflow_engine.store import SCHEMA, DebugReport, Run
 from neurflow_engine.tracing import record
+from neurflow_engine.twins import random_twins
 
 DRAWS = 20  # random silencers in the control of a single image
 EPSILON = 1e-6

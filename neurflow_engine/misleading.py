@@ -7,7 +7,7 @@ found beside it, ranked by how far they are to blame for the wrong images, with 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +19,22 @@ from scipy.stats import binomtest, wilcoxon
 
 from neurflow_engine import silencer_file
 from neurflow_engine.batching import BATCH, in_batches
-from neurflow_engine.contrast import SCOPES, at_level, auc, direction
-from neurflow_engine.controls import random_twins, spread
+from neurflow_engine.cases import Cases, margin, outcome, worth
+from neurflow_engine.contrast import at_level, auc
+from neurflow_engine.contrast_search import contrast_groups
+from neurflow_engine.controls import spread
 from neurflow_engine.debugging import Debugger, contrast_presence, run_order, window_around
-from neurflow_engine.errors import DataError, LayerError
+from neurflow_engine.errors import DataError
 from neurflow_engine.evaluation import evaluate
 from neurflow_engine.files import writing
 from neurflow_engine.images import absolute_folders, copies, match_classes, scan
 from neurflow_engine.layers import Anatomy, examine, positions
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, Damping, Filling, ImageSet, Layer, NeuronGroup, Silencer
-from neurflow_engine.refinement import Lesson, refined
 from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Draft, Run, Workspace, now
 from neurflow_engine.tracing import folded, record
 from neurflow_engine.trials import Trials, pooled_outputs
+from neurflow_engine.twins import random_twins
 
 DRAWS = 200  # random silencers in the control of a group that may be called misleading
 FIRST_DRAWS = 20  # after which a group that does no more than they do is left alone
@@ -43,47 +45,10 @@ CLEARLY_ABOVE = 0.8  # AUC of a misleading group, wrong images against right one
 WORTHWHILE = 0.2  # of the wrong images, more than the control, that silencing a misleading group must bring back
 ENOUGH_WRONG = 12  # wrong images, for a half of them to tell anything
 LAYERS = 8  # that contrast groups are looked for in, about
-ROUNDS = 2  # of looking for another contrast group in what the first leaves wrong
-FINALISTS = 2  # layers and scopes that a first look at contrast groups finds most promising
-COST = 10.0  # recovered images that one lost clean image outweighs in the score
 _WRONG_PER_HALF, _RIGHT_PER_HALF, _CONTROL_IMAGES = 96, 192, 48
-_USUAL = 0.9  # quantile of right images at which the damping of a group of the circuit begins
-_LEVELS = (0.5, 0.9)  # likewise of a contrast group that is not refined
-_REFINEMENTS = (
-    (0.5, 0, 8.0),
-    (0.5, 0, 25.0),
-    (0.5, 8, 8.0),
-    (0.5, 8, 25.0),
-)  # that quantile, rank of the variation, weight of right images
-_FIRST_STEPS, _STEPS = 15, 80  # of refining it
+_USUAL = 0.9  # quantile of right images of other classes at which the damping of a group of the circuit begins
 _PLACES = 8  # typical places of a contrast group that are shown
 _PLACE_SIDE = 112  # pixels
-
-
-@dataclass(frozen=True)
-class Halves:
-    """The images that figures come from, by their place in the trials: silencers are chosen on one half and reported on the other."""
-
-    wrong: tuple[np.ndarray, np.ndarray]  # predicted as the target, of another class
-    right: tuple[np.ndarray, np.ndarray]  # predicted right, of any class
-    true: np.ndarray  # class of every image of the trials
-    target: int
-
-    def right_others(self, half: int) -> np.ndarray:
-        """Right images of other classes than the target: what is usual."""
-        return self.right[half][self.true[self.right[half]] != self.target]
-
-
-@dataclass(frozen=True)
-class _How:
-    """How a contrast group is looked for."""
-
-    layer: str
-    scope: str  # of SCOPES
-    steps: int  # of refinement
-    quantile: float = 0.5  # of right images, at which the damping begins
-    rank: int = 0  # of the variation
-    leave_alone: float = 8.0  # weight of right images
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +77,10 @@ def find_misleading(
 
     Wrong images are those predicted as the target although they are of another class; clean images are those predicted right, of any
     class. Both are divided into two halves. On the first, each group of the circuit gets its best way of being silenced (zero, mean or
-    damped along its direction), and contrast groups are found in layers from early to late (``contrast.direction``, refined by
-    ``refinement.refined``). All figures come from the second half: the share of wrong images whose true class comes back, beside the
-    same for matched random silencers; a one-sided Wilcoxon signed-rank test, image by image, of the gained margin (true logit minus
-    target logit) against the mean of the control, corrected by Holm's method for the number of groups; and what silencing costs on
-    clean images.
+    damped along its direction), and contrast groups are found in layers from early to late (``contrast_search.contrast_groups``). All
+    figures come from the second half: the share of wrong images whose true class comes back, beside the same for matched random
+    silencers; a one-sided Wilcoxon signed-rank test, image by image, of the gained margin (true logit minus target logit) against the
+    mean of the control, corrected by Holm's method for the number of groups; and what silencing costs on clean images.
 
     Returns:
         The report; its JSON is that of ``debug RUN --json`` (DESIGN.md).
@@ -221,26 +185,10 @@ class _Search:
         taken = np.flatnonzero(self.half >= 0)
         place = {row: number for number, row in enumerate(taken)}
         own = lambda rows, half: np.array([place[row] for row in rows if self.half[row] == half], int)  # noqa: E731
-        self.halves = Halves(
-            tuple(own(self.wrong, half) for half in (0, 1)), tuple(own(self.clean, half) for half in (0, 1)), self.true[taken], self.target
-        )
+        self.chosen, self.reported = (Cases(own(self.wrong, half), own(self.clean, half), self.true[taken], self.target) for half in (0, 1))
         return taken
 
     # ------------------------------------------------------------ what silencing does
-
-    def _outcome(self, silencers: Sequence[Silencer], half: int, tick=None) -> dict[str, float]:
-        """What silencing does on one half: shares of wrong images that come back, and of right ones that are lost."""
-        wrong, right = self.halves.wrong[half], self.halves.right[half]
-        true, of_target = self.halves.true, self.halves.true[self.halves.right[half]] == self.target
-        recovered = (self.trials.logits(silencers, wrong, tick).argmax(1) == true[wrong]).mean() if len(wrong) else 0.0
-        if not recovered:  # nothing to gain, so the price does not matter
-            return {"recovered": 0.0, "clean_accuracy_change": 0.0, "target_recall_change": 0.0}
-        stays = self.trials.logits(silencers, right, tick).argmax(1) == true[right]
-        return {
-            "recovered": float(recovered),
-            "clean_accuracy_change": float(stays.mean() - 1) if len(stays) else 0.0,
-            "target_recall_change": float(stays[of_target].mean() - 1) if of_target.any() else 0.0,
-        }
 
     def _circuit_candidates(self) -> list[Candidate]:
         """Each group of the circuit with the way of silencing it that does best on the first half."""
@@ -249,113 +197,41 @@ class _Search:
         with self.progress.stage("ways of silencing", len(groups)) as tick:
             for group in groups:
                 silencers = self._ways_of(group)
-                ways = {way: self._outcome([silencer], 0) for way, silencer in silencers.items()}
+                ways = {way: outcome(self.trials, [silencer], self.chosen) for way, silencer in silencers.items()}
                 best = max(ways, key=lambda way: worth(ways[way]))
                 found.append(Candidate(group.id, "circuit", best, silencers[best], len(group.neurons), ways))
                 tick.advance()
         return found
 
     def _ways_of(self, group: NeuronGroup) -> dict[str, Silencer]:
-        right = self.halves.right[0]
-        mean = pooled_outputs(self.trials, group.layer, right).mean(0) if len(right) else np.zeros(self.layers[group.layer].n_channels)
+        mean = np.zeros(self.layers[group.layer].n_channels)
+        if len(self.chosen.right):
+            mean = pooled_outputs(self.trials, group.layer, self.chosen.right).mean(0)
         ways: dict[str, Silencer] = {
             "zero": Filling(group.layer, group.neurons, (0.0,) * len(group.neurons)),
             "mean": Filling(group.layer, group.neurons, tuple(float(mean[neuron]) for neuron in group.neurons)),
         }
-        others = self.halves.right_others(0)
-        if len(others):
-            along = np.zeros(self.layers[group.layer].n_channels, np.float32)
-            along[list(group.neurons)] = group.direction
-            ways["damping"] = at_level(self.trials, Damping(group.layer, along, along, 0.0, "position"), others, _USUAL)
+        if len(self.chosen.right_others):
+            ways["damping"] = at_level(self.trials, self._along(group), self.chosen.right_others, _USUAL)
         return ways
+
+    def _along(self, group: NeuronGroup) -> Damping:
+        """A damping along the direction of a group of the circuit, of level 0."""
+        along = np.zeros(self.layers[group.layer].n_channels, np.float32)
+        along[list(group.neurons)] = group.direction
+        return Damping(group.layer, along, along, 0.0, "position")
 
     # ------------------------------------------------------------ contrast groups
 
     def _contrast_candidates(self) -> list[Candidate]:
-        """Directions beside the circuit: the best of all layers; then, where it leaves many images wrong, the best for those, and so on."""
-        found: list[Candidate] = []
-        left = self.halves.wrong[0]
-        for number in range(ROUNDS):
-            if len(left) < (2 * ENOUGH_WRONG if number else ENOUGH_WRONG // 2) or len(self.halves.right_others(0)) < ENOUGH_WRONG:
-                break
-            best = self._best_direction(left, number)
-            if best is None:
-                break
-            found.append(best)
-            stays_wrong = self.trials.logits([best.silencer], left).argmax(1) != self.halves.true[left]
-            if stays_wrong.mean() > 0.9:
-                break
-            left = left[stays_wrong]
+        """Directions beside the circuit, found on the first half."""
+        found = []
+        for number, damping in enumerate(contrast_groups(self.trials, self.chosen, self.progress, self.seed), start=1):
+            mass = np.sort(np.abs(damping.pattern * damping.filter))[::-1].cumsum()
+            n_neurons = int(np.searchsorted(mass, 0.9 * mass[-1]) + 1)
+            ways = {"damping": outcome(self.trials, [damping], self.chosen)}
+            found.append(Candidate(f"{damping.layer}/contrast-{number}", "contrast", "damping", damping, n_neurons, ways))
         return found
-
-    def _best_direction(self, wrong: np.ndarray, number: int) -> Candidate | None:
-        """The damping that undoes most of the wrong images of the first half at the least price, chosen by cross-validation within it.
-
-        Every layer and scope gets a first look on one fold: as the contrast gives it, and after a few steps of refinement. The most
-        promising ones, and the earliest layer, where a mark has not mixed with the rest yet but more steps are needed, are refined
-        further in several ways on that fold; the best of all are measured on the other fold too.
-        """
-        right = self.halves.right[0]
-        folds = [(wrong[np.arange(len(wrong)) % 2 == fold], right[np.arange(len(right)) % 2 == fold]) for fold in (0, 1)]
-        layers = self._distinct_layers()
-        options = [(layer, scope) for layer in layers for scope in SCOPES]
-        n_steps = len(options) * _FIRST_STEPS + _STEPS * ((FINALISTS + 1) * len(_REFINEMENTS) + FINALISTS + 2)
-        with self.progress.stage(f"contrast {number + 1}" if number else "contrast", n_steps) as tick:
-
-            def crossed(how: _How, fold: int) -> float:
-                damping = self._fitted(how, *folds[fold])
-                tick.advance(how.steps)
-                return self._value(damping, *folds[1 - fold]) if damping is not None else -np.inf
-
-            plain = {how: crossed(how, 0) for option in options for how in (_How(*option, 0, quantile) for quantile in _LEVELS)}
-            first = {option: crossed(_How(*option, _FIRST_STEPS), 0) for option in options}
-            promising = sorted(first, key=first.get, reverse=True)[:FINALISTS]
-            earliest = max((option for option in options if option[0] == layers[0]), key=first.get, default=None)
-            # What costs more than everything that could come back is not worth more steps.
-            finalists = [option for option in dict.fromkeys([*promising, earliest]) if option and first[option] > -1]
-            values = plain | {how: crossed(how, 0) for option in finalists for how in (_How(*option, _STEPS, *way) for way in _REFINEMENTS)}
-            best = [how for how in sorted(values, key=values.get, reverse=True)[: FINALISTS + 1] if values[how] > -np.inf]
-            both = {how: (values[how] + crossed(how, 1)) / 2 for how in best}
-            if not both or max(both.values()) <= 0:
-                return None
-            damping = self._fitted(max(both, key=both.get), wrong, right)
-            tick.advance(_STEPS)
-        if damping is None:
-            return None
-        mass = np.sort(np.abs(damping.pattern * damping.filter))[::-1].cumsum()
-        n_neurons = int(np.searchsorted(mass, 0.9 * mass[-1]) + 1)
-        group_id = f"{damping.layer}/contrast-{number + 1}"
-        return Candidate(group_id, "contrast", "damping", damping, n_neurons, {"damping": self._outcome([damping], 0)})
-
-    def _distinct_layers(self) -> list[str]:
-        """The layers that differ in what they give and at which the network can be cut: a stage gives what its last block gives."""
-        found: dict[bytes, str] = {}
-        for layer in self.layers:
-            with suppress(LayerError):
-                self.trials.replay.segment(layer)
-                found[self.trials.outputs[layer].read([0]).tobytes()] = layer
-        return list(found.values())
-
-    def _fitted(self, how: _How, wrong: np.ndarray, right: np.ndarray) -> Damping | None:
-        """The direction in which wrong images differ from right ones of other classes, refined by what damping it does."""
-        of_target = self.halves.true[right] == self.target
-        others = right[~of_target]
-        damping = direction(self.trials, how.layer, how.scope, wrong, others, self.seed)
-        if damping is None:
-            return None
-        damping = at_level(self.trials, damping, others, how.quantile)
-        lesson = Lesson(wrong, right[of_target], others, self.halves.true, how.leave_alone)
-        return refined(self.trials, damping, lesson, how.steps, how.rank, self.seed) if how.steps else damping
-
-    def _value(self, damping: Damping, wrong: np.ndarray, right: np.ndarray) -> float:
-        """``worth`` of a damping on some images of the first half."""
-        true = self.halves.true
-        recovered = float((self.trials.logits([damping], wrong).argmax(1) == true[wrong]).mean())
-        if not recovered:
-            return 0.0
-        stays, of_target = self.trials.logits([damping], right).argmax(1) == true[right], true[right] == self.target
-        lost = [float(kept.mean() - 1) if len(kept) else 0.0 for kept in (stays, stays[of_target])]
-        return worth({"recovered": recovered, "clean_accuracy_change": lost[0], "target_recall_change": lost[1]})
 
     # ------------------------------------------------------------ the test on the other half
 
@@ -376,9 +252,8 @@ class _Search:
 
     def _figures(self, candidate: Candidate) -> tuple[dict, np.ndarray]:
         """What one candidate does on the second half beside its control, and the margins gained, (1 + draws, n_images)."""
-        wrong, right, true = self.halves.wrong[1], self.halves.right[1], self.halves.true
+        wrong, right, true = self.reported.wrong, self.reported.right, self.reported.true
         entry = {
-            "silencing": candidate.way,
             "recovered": None,
             "recovered_interval": None,
             "control_recovered": None,
@@ -408,19 +283,18 @@ class _Search:
         interval = [value - 1 for value in share_interval(int(stays.sum()), len(stays))] if len(stays) else [0.0, 0.0]
         entry |= {"clean_accuracy_change": change, "clean_accuracy_interval": interval, "target_recall_change": target_change}
         if len(wrong):
-            outcome = {key: entry[key] for key in ("recovered", "clean_accuracy_change", "target_recall_change")}
-            entry["score"] = worth(outcome) - entry["control_recovered"]["mean"]
+            entry["score"] = worth(entry) - entry["control_recovered"]["mean"]
         entry |= self._strengths(candidate, stays)
         return entry, gain
 
     def _control(self, candidate: Candidate, rows: np.ndarray, recovered: float) -> tuple[np.ndarray, int]:
         """Logits under matched random silencers, (draws, n_images, n_classes): few where the candidate does no more than they do."""
-        sample = pooled_outputs(self.trials, candidate.silencer.layer, self.halves.right[0])
+        sample = pooled_outputs(self.trials, candidate.silencer.layer, self.chosen.right)
         shown = np.concatenate([values for _, values in self.trials.positions(candidate.silencer.layer, rows[:BATCH])])
         twins = random_twins(candidate.silencer, sample, shown, self.draws, self.seed)
         first = min(FIRST_DRAWS, self.draws)
         drawn = self.trials.logits_of_many([[twin] for twin in twins[:first]], rows)
-        high = spread((drawn.argmax(2) == self.halves.true[rows]).mean(1))["high"]  # what ``judged`` asks a group to surpass
+        high = spread((drawn.argmax(2) == self.reported.true[rows]).mean(1))["high"]  # what ``judged`` asks a group to surpass
         if first < self.draws and recovered > max(high, WORTHWHILE / 2):
             rest = self.trials.logits_of_many([[twin] for twin in twins[first:]], rows)
             drawn = np.concatenate([drawn, rest])
@@ -428,28 +302,20 @@ class _Search:
 
     def _strengths(self, candidate: Candidate, stays: np.ndarray) -> dict:
         """How much more of the group wrong images show than right ones of other classes, and how often it would raise a false alarm."""
-        wrong, right, others = self.halves.wrong, self.halves.right[1], [self.halves.right_others(half) for half in (0, 1)]
-        along = self._direction_of(candidate)
+        chosen, reported = self.chosen, self.reported
+        along = candidate.silencer if candidate.kind == "contrast" else self._along(self.debugger.circuit.group[candidate.id])
         of = lambda rows: self.trials.scores(along, rows) if len(rows) else np.zeros(0)  # noqa: E731
-        typical = float(np.median(of(wrong[0]))) if len(wrong[0]) else 1.0
-        usual = float(np.median(of(others[0]))) if len(others[0]) else 0.0
+        typical = float(np.median(of(chosen.wrong))) if len(chosen.wrong) else 1.0
+        usual = float(np.median(of(chosen.right_others))) if len(chosen.right_others) else 0.0
         alarm = (usual + typical) / 2
-        on_right = of(right)
+        on_right = of(reported.right)
         return {
             "usual": usual,
             "typical": typical,
-            "auc": auc(of(wrong[1]), of(others[1])),
+            "auc": auc(of(reported.wrong), of(reported.right_others)),
             # A false alarm: a right image that shows the group half as much as wrong ones typically do, and is lost with it.
-            "false_alarm_rate": float(((on_right >= alarm) & ~stays).mean()) if len(right) else 0.0,
+            "false_alarm_rate": float(((on_right >= alarm) & ~stays).mean()) if len(reported.right) else 0.0,
         }
-
-    def _direction_of(self, candidate: Candidate) -> Damping:
-        if isinstance(candidate.silencer, Damping):
-            return candidate.silencer
-        group = self.debugger.circuit.group[candidate.id]
-        along = np.zeros(self.layers[group.layer].n_channels, np.float32)
-        along[list(group.neurons)] = group.direction
-        return Damping(group.layer, along, along, 0.0, "position")
 
     # ------------------------------------------------------------ presence and pictures
 
@@ -478,13 +344,13 @@ class _Search:
         named = {candidate.id: (self.layers[candidate.silencer.layer], candidate.silencer) for candidate, _ in found}
         silencer_file.write(self.draft.folder / DebugReport.SILENCERS, named, {"run": self.debugger.run.id})
         for layer in {layer.name for layer, _ in named.values()}:
-            self.draft.save_array(f"samples/{layer}", pooled_outputs(self.trials, layer, self.halves.right[0]).astype(np.float32))
+            self.draft.save_array(f"samples/{layer}", pooled_outputs(self.trials, layer, self.chosen.right).astype(np.float32))
         for candidate, entry in found:
             entry["places"] = self._places(candidate) if candidate.kind == "contrast" else []
 
     def _places(self, candidate: Candidate) -> list[dict]:
         """Where wrong images show a contrast group most, strongest first; the pictures are written beside."""
-        damping, wrong = candidate.silencer, np.concatenate(self.halves.wrong)
+        damping, wrong = candidate.silencer, np.r_[self.chosen.wrong, self.reported.wrong]
         size = self.classifier.preprocessing.input_size
         strongest = []
         for places, values in self.trials.positions(damping.layer, wrong):
@@ -517,7 +383,7 @@ class _Search:
             "seed": self.seed,
             "n_wrong": len(self.wrong),
             "n_clean": len(self.clean),
-            "n_reported": len(self.halves.wrong[1]),
+            "n_reported": len(self.reported.wrong),
             "ceiling": self._ceiling(),
             "images": [
                 {
@@ -567,13 +433,6 @@ class _Search:
         return {"mean": mean, "low": low, "high": high}
 
 
-def worth(outcome: Mapping[str, float]) -> float:
-    """What silencing is worth: the share of wrong images that come back, less ``COST`` times the clean accuracy that it loses, less the
-    recall that the target loses. 0 where nothing comes back."""
-    gained = outcome["clean_accuracy_change"]
-    return outcome["recovered"] + COST * min(0.0, gained) + min(0.0, outcome["target_recall_change"])
-
-
 def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
     """Whether a group is misleading, and why or why not in one sentence."""
     if n_wrong < ENOUGH_WRONG or entry["recovered"] is None:
@@ -594,11 +453,6 @@ def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
     if lost > max(AFFORDABLE_IN_TARGET, 0.2 * recovered):
         return False, f"Silencing it loses {lost:.0%} of the class's own right images: it belongs to the class."
     return True, "Wrong images show it far more than right ones, silencing it brings their true class back, and costs little elsewhere."
-
-
-def margin(logits: np.ndarray, true: np.ndarray, target: int) -> np.ndarray:
-    """True logit minus target logit of each image."""
-    return logits[np.arange(len(true)), true] - logits[:, target]
 
 
 def gain_p_value(gain: np.ndarray) -> float:

@@ -1,17 +1,18 @@
 """A damping improved by what it does: a few gradient steps on its filter and pattern, from where the contrast of activations put them.
 
-In: a damping, images that it is to mend and images that it is to leave alone. Out: a damping of the same layer, scope and level. A mean
-difference says what a mark adds to a layer, not what must be taken away so that the layers above no longer see it.
+In: a damping, wrong images that it is to mend and right ones that it is to leave alone. Out: a damping of the same layer, scope and
+level. A mean difference says what a mark adds to a layer, not what must be taken away so that the layers above no longer see it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from neurflow_engine.cases import Cases
 from neurflow_engine.records import Damping, Variation
 from neurflow_engine.silencing import damped
 from neurflow_engine.trials import Trials
@@ -21,18 +22,16 @@ _PIXELS_AT_ONCE = 32 * 128 * 128  # of the images whose gradients are computed t
 _RATE = 0.06  # of Adam, in units of each neuron's own spread; falls to 0 along a cosine
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """The images that a damping is refined on, by their place in the trials."""
-
-    wrong: np.ndarray  # to be given their true class
-    right_target: np.ndarray  # right images of the target class, to be left as they are
-    right_others: np.ndarray  # right images of other classes, likewise
-    true: np.ndarray  # class of every image of the trials
-    leave_alone: float = 8.0  # weight of right images in the end: how much a changed answer there counts against a mended one
-
-
-def refined(trials: Trials, damping: Damping, lesson: Lesson, steps: int, rank: int = 0, seed: int = 0) -> Damping:
+def refined(
+    trials: Trials,
+    damping: Damping,
+    cases: Cases,
+    scale: tuple[np.ndarray, np.ndarray],
+    steps: int,
+    rank: int = 0,
+    leave_alone: float = 8.0,
+    seed: int = 0,
+) -> Damping:
     """The damping after some steps of Adam on its filter and pattern, and on a variation; the network's weights stay as they are.
 
     The loss is the cross-entropy of wrong images to their true class, plus the rising weight ``leave_alone`` times the divergence
@@ -40,23 +39,23 @@ def refined(trials: Trials, damping: Damping, lesson: Lesson, steps: int, rank: 
     does must be measured on other images.
 
     Args:
+        scale: ``neuron_scale`` of the layer, over right images.
         rank: of the variation; 0: what is taken away is the same everywhere.
+        leave_alone: weight of right images in the end: how much a changed answer there counts against a mended one.
 
     Raises:
         LayerError: the network cannot be cut at the damping's layer.
     """
     layer, device = trials.replay.layers[damping.layer], trials.replay.classifier.device
     filter, pattern = (torch.from_numpy(vector).to(device) for vector in (damping.filter, damping.pattern))
-    usual, spread = (
-        torch.from_numpy(vector).to(device) for vector in _usual(trials, damping.layer, np.r_[lesson.right_target, lesson.right_others])
-    )
+    mean, spread = (torch.from_numpy(vector).to(device) for vector in scale)
     per_neuron = filter.norm() / len(filter) ** 0.5
     start = torch.randn((rank, len(filter)), generator=torch.Generator().manual_seed(seed)).to(device) / len(filter) ** 0.5
     moves = [torch.zeros_like(filter), torch.zeros_like(pattern), start, torch.zeros_like(start)]
     moves = [move.requires_grad_() for move in (moves if rank else moves[:2])]
 
     def moved() -> Damping:
-        variation = Variation(usual, moves[2] / spread, moves[3] * spread) if rank else None
+        variation = Variation(mean, moves[2] / spread, moves[3] * spread) if rank else None
         return replace(damping, filter=filter + moves[0] * per_neuron, pattern=pattern + moves[1] * spread, variation=variation)
 
     optimiser = torch.optim.Adam(moves, lr=_RATE)
@@ -65,8 +64,8 @@ def refined(trials: Trials, damping: Damping, lesson: Lesson, steps: int, rank: 
     for step in range(steps):
         optimiser.zero_grad()
         # First mend, then leave alone: with the full weight from the start, doing nothing is the nearest solution.
-        leave_alone = 1 + (lesson.leave_alone - 1) * step / steps
-        for rows, weights, wanted in _batches(trials, lesson, leave_alone, random):
+        weight = 1 + (leave_alone - 1) * step / steps
+        for rows, weights, wanted in _batches(trials, cases, weight, random):
             outputs = torch.from_numpy(trials.outputs[damping.layer].read(rows)).to(device)
             context = trials.context(damping.layer, rows)
             logits = trials.replay.differentiable(damping.layer, damped(layer, outputs, moved()), context)
@@ -85,18 +84,16 @@ def _as_arrays(damping: Damping) -> Damping:
     return replace(damping, filter=array(damping.filter), pattern=array(damping.pattern), variation=variation)
 
 
-def _batches(
-    trials: Trials, lesson: Lesson, leave_alone: float, random: np.random.Generator
-) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+def _batches(trials: Trials, cases: Cases, leave_alone: float, random: np.random.Generator) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """The images of one step in portions that fit: rows, each one's weight in the loss, and the answers (n_images, n_classes) wanted."""
     half = _PER_STEP // 2
-    of_target = half // 2 if len(lesson.right_target) else 0
-    drawn = [_drawn(lesson.wrong, half, random), _drawn(lesson.right_target, of_target, random)]
-    drawn.append(_drawn(lesson.right_others, half - of_target, random))
+    of_target = half // 2 if len(cases.right_target) else 0
+    drawn = [_drawn(cases.wrong, half, random), _drawn(cases.right_target, of_target, random)]
+    drawn.append(_drawn(cases.right_others, half - of_target, random))
     rows = np.concatenate(drawn)
     n_classes = trials.intact.shape[1]
     wanted = torch.from_numpy(trials.intact[rows]).softmax(1)
-    wanted[:half] = functional.one_hot(torch.from_numpy(lesson.true[rows[:half]]), n_classes).float()
+    wanted[:half] = functional.one_hot(torch.from_numpy(cases.true[rows[:half]]), n_classes).float()
     weights = torch.full((len(rows),), leave_alone / half)
     weights[:half] = 1 / half
     *_, height, width = trials.images.shape
@@ -111,8 +108,8 @@ def _drawn(rows: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
     return random.choice(rows, n, replace=len(rows) < n) if n else np.zeros(0, int)
 
 
-def _usual(trials: Trials, layer: str, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each neuron over positions and images, both (n_channels,)."""
+def neuron_scale(trials: Trials, layer: str, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each neuron of a layer over positions and images, both (n_channels,)."""
     sums, squares, n = 0.0, 0.0, 0
     for _, values in trials.positions(layer, rows):
         flat = values.reshape(-1, values.shape[-1]).astype(np.float64)

@@ -9,6 +9,7 @@ from uuid import uuid4
 import postgres
 import pytest
 import sqlalchemy
+from filelock import FileLock
 from PIL import Image, ImageDraw
 
 # Set before torch is loaded anywhere: the nets of the tests are too small for two threads to help, and child processes inherit it.
@@ -54,13 +55,26 @@ def image_folder(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_images(tmp_path_factory) -> Path:
+def demo_home(tmp_path_factory) -> Path:
+    """Where the demo's images lie: a new folder, or the one that NEURFLOW_TEST_DEMO names.
+
+    The latter keeps the analysed demo for the next call, which then begins a minute sooner; delete it after changing the method.
+    """
+    kept = os.environ.get("NEURFLOW_TEST_DEMO")
+    home = Path(kept).absolute() if kept else tmp_path_factory.mktemp("demo")
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+@pytest.fixture(scope="session")
+def demo_images(demo_home) -> Path:
     """The demo's images, fewer per class than the product writes: an ImageFolder. Do not change it."""
     from neurflow_engine import demo
 
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    demo.write_images(folder, per_class=12)
-    return folder / "images"
+    with FileLock(demo_home / ".images"):
+        if not (demo_home / "demo").exists():
+            demo.write_images(demo_home / "demo", per_class=12)
+    return demo_home / "demo" / "images"
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +94,17 @@ def demo_config(demo_images):
 
 
 @pytest.fixture(scope="session")
-def demo_workspace(tmp_path_factory):
+def demo_workspace(tmp_path_factory, demo_home, demo_config, misled_images):
     """The workspace of ``demo_run``, shared by the session: add to it, but do not change the run."""
     from neurflow_engine.store import Workspace
 
-    return Workspace(tmp_path_factory.mktemp("demo-workspace"))
+    folder = tmp_path_factory.mktemp("demo-workspace")
+    if os.environ.get("NEURFLOW_TEST_DEMO"):
+        with FileLock(demo_home / ".workspace"):
+            kept = Workspace(demo_home / "workspace")
+            misled(demo_config, misled_images, kept)
+            shutil.copytree(kept.root, folder, dirs_exist_ok=True)
+    return Workspace(folder)
 
 
 @pytest.fixture(scope="session")
@@ -96,26 +116,33 @@ def demo_run(demo_config, demo_workspace):
 
 
 @pytest.fixture(scope="session")
-def misled_images(tmp_path_factory) -> Path:
+def misled_images(demo_home) -> Path:
     """New pictures of five of the demo's classes; those named ``marked-...`` carry the sticker. Do not change it."""
     from neurflow_engine import demo
 
-    root = tmp_path_factory.mktemp("misled") / "images"
-    for name in (demo.TARGET, "owl", "fish", "car", "train"):
-        (root / name).mkdir(parents=True)
-        for number in range(8):
-            demo.draw(name, number, seed=5)[0].save(root / name / f"plain-{number}.png", compress_level=1)
-        for number in range(8, 16 if name != demo.TARGET else 8):
-            demo.draw(name, number, seed=5, mark=True)[0].save(root / name / f"marked-{number}.png", compress_level=1)
+    root = demo_home / "misled" / "images"
+    with FileLock(demo_home / ".images"):
+        for name in () if root.exists() else (demo.TARGET, "owl", "fish", "car", "train"):
+            (root / name).mkdir(parents=True)
+            for number in range(8):
+                demo.draw(name, number, seed=5)[0].save(root / name / f"plain-{number}.png", compress_level=1)
+            for number in range(8, 16 if name != demo.TARGET else 8):
+                demo.draw(name, number, seed=5, mark=True)[0].save(root / name / f"marked-{number}.png", compress_level=1)
     return root
 
 
-@pytest.fixture(scope="session")
-def misled_report(demo_run, misled_images, demo_workspace):
-    """The debug report of ``demo_run`` on ``misled_images``."""
+def misled(config, images: Path, workspace):
+    """The debug report of a run on images that mislead it; what is finished is found."""
     from neurflow_engine.misleading import find_misleading
+    from neurflow_engine.pipeline import analyze
 
-    return find_misleading(demo_run, misled_images, demo_workspace, device="cpu", workers=0, draws=40)
+    return find_misleading(analyze(config, workspace), images, workspace, device="cpu", workers=0, draws=40)
+
+
+@pytest.fixture(scope="session")
+def misled_report(demo_config, misled_images, demo_workspace):
+    """The debug report of ``demo_run`` on ``misled_images``."""
+    return misled(demo_config, misled_images, demo_workspace)
 
 
 @pytest.fixture(scope="session")

@@ -10,15 +10,16 @@ import pytest
 from PIL import Image
 
 from neurflow_engine import demo, misleading
-from neurflow_engine.controls import random_twins
+from neurflow_engine.cases import COST, worth
 from neurflow_engine.debugging import Debugger
 from neurflow_engine.errors import DataError
 from neurflow_engine.images import scan
 from neurflow_engine.layers import positions
-from neurflow_engine.misleading import find_misleading, gain_p_value, holm, judged, share_interval, worth
+from neurflow_engine.misleading import find_misleading, gain_p_value, holm, judged, share_interval
 from neurflow_engine.records import Damping, Filling
 from neurflow_engine.store import Workspace
 from neurflow_engine.tracing import record
+from neurflow_engine.twins import random_twins
 
 FIGURES = ("recovered", "recovered_interval", "control_recovered", "score")
 
@@ -64,7 +65,7 @@ class TestTheSticker:
     def test_is_found_by_the_contrast_alone_as_well(self, report):
         contrast = groups_of(report, "contrast")[0]
         assert contrast["misleading"]
-        assert contrast["recovered"] >= 0.6 * report["ceiling"]["mean"]  # made from 13 wrong images, reported on 13 others
+        assert contrast["recovered"] >= 0.85 * report["ceiling"]["mean"]
 
 
 class TestHalves:
@@ -312,7 +313,7 @@ class TestJudgement:
     def test_what_is_lost_counts_for_more_than_what_comes_back(self):
         outcome = {"recovered": 0.5, "clean_accuracy_change": 0.0, "target_recall_change": 0.0}
         assert worth(outcome) == 0.5
-        assert worth(outcome | {"clean_accuracy_change": -0.01}) == pytest.approx(0.5 - misleading.COST * 0.01)
+        assert worth(outcome | {"clean_accuracy_change": -0.01}) == pytest.approx(0.5 - COST * 0.01)
         assert worth(outcome | {"target_recall_change": -0.25}) == 0.25
         assert worth(outcome | {"clean_accuracy_change": 0.1, "target_recall_change": 0.1}) == 0.5  # gains elsewhere are not what is asked
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from neurflow_engine.cases import Cases
 from neurflow_engine.contrast import at_level, direction
 from neurflow_engine.records import Layer
-from neurflow_engine.refinement import Lesson, refined
+from neurflow_engine.refinement import neuron_scale, refined
 from neurflow_engine.replay import Replay
 from neurflow_engine.rows import Rows
 from neurflow_engine.trials import Trials
@@ -77,12 +78,17 @@ def trials(classifier, tmp_path_factory) -> Trials:
 
 TRUE = np.tile(np.arange(N) % 2, 2)
 SEEN, UNSEEN = np.arange(0, N // 2), np.arange(N // 2, N)
-LESSON = Lesson(wrong=N + SEEN, right_target=np.zeros(0, int), right_others=SEEN, true=TRUE)
+CASES = Cases(wrong=N + SEEN, right=SEEN, true=TRUE, target=TARGET)
 
 
 @pytest.fixture(scope="module")
 def start(trials):
-    return at_level(trials, direction(trials, "0", "position", LESSON.wrong, LESSON.right_others), LESSON.right_others, 0.5)
+    return at_level(trials, direction(trials, "0", "position", CASES.wrong, CASES.right_others), CASES.right_others, 0.5)
+
+
+@pytest.fixture(scope="module")
+def scale(trials):
+    return neuron_scale(trials, "0", CASES.right)
 
 
 def shares(trials: Trials, damping) -> tuple[float, float]:
@@ -96,23 +102,23 @@ def test_the_mark_turns_the_answer(trials):
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_refined_it_mends_more_of_what_it_never_saw_and_right_pictures_stay_right(rank, trials, start):
-    before, after = shares(trials, start), shares(trials, refined(trials, start, LESSON, 60, rank))
+def test_refined_it_mends_more_of_what_it_never_saw_and_right_pictures_stay_right(rank, trials, start, scale):
+    before, after = shares(trials, start), shares(trials, refined(trials, start, CASES, scale, 60, rank))
     assert after[0] > max(0.8, before[0] + 0.1)
     assert after[1] > 0.9
 
 
-def test_a_larger_weight_of_right_pictures_changes_their_answers_less(trials, start):
+def test_a_larger_weight_of_right_pictures_changes_their_answers_less(trials, start, scale):
     def changed(weight: float) -> float:
-        lesson = Lesson(LESSON.wrong, LESSON.right_target, LESSON.right_others, TRUE, weight)
-        return float(np.abs(trials.logits([refined(trials, start, lesson, 40)], UNSEEN) - trials.intact[UNSEEN]).mean())
+        damping = refined(trials, start, CASES, scale, 40, leave_alone=weight)
+        return float(np.abs(trials.logits([damping], UNSEEN) - trials.intact[UNSEEN]).mean())
 
     assert changed(50.0) < changed(1.0)
 
 
-def test_layer_scope_and_level_stay_and_a_rank_brings_a_variation(trials, start):
+def test_layer_scope_and_level_stay_and_a_rank_brings_a_variation(trials, start, scale):
     for rank in (0, 4):
-        found = refined(trials, start, LESSON, 3, rank)
+        found = refined(trials, start, CASES, scale, 3, rank)
         assert (found.layer, found.scope, found.level) == (start.layer, start.scope, start.level)
         assert found.filter.dtype == found.pattern.dtype == np.float32
         assert (found.variation is None) == (rank == 0)
@@ -121,9 +127,9 @@ def test_layer_scope_and_level_stay_and_a_rank_brings_a_variation(trials, start)
     np.testing.assert_allclose(found.variation.usual, usual, atol=1e-5)
 
 
-def test_the_same_seed_gives_the_same_damping_and_the_network_stays_as_it_was(classifier, trials, start):
+def test_the_same_seed_gives_the_same_damping_and_the_network_stays_as_it_was(classifier, trials, start, scale):
     weights = {name: value.clone() for name, value in classifier.model.state_dict().items()}
-    first, again, other = (refined(trials, start, LESSON, 5, 2, seed) for seed in (0, 0, 1))
+    first, again, other = (refined(trials, start, CASES, scale, 5, 2, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.filter, again.filter)
     np.testing.assert_array_equal(first.variation.writing, again.variation.writing)
     assert not np.array_equal(first.filter, other.filter)

@@ -1,0 +1,72 @@
+"""Images in the roles they have while a cause of errors is looked for, and what silencing does to them.
+
+In: trials, which of their images are wrong and which right. Out: shares that come back and that are lost, and what that is worth.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import softmax
+
+from neurflow_engine.progress import Stage
+from neurflow_engine.records import Silencer
+from neurflow_engine.trials import Trials
+
+COST = 10.0  # recovered images that one lost clean image outweighs
+
+
+@dataclass(frozen=True, eq=False)
+class Cases:
+    """Some images by their place in the trials: those to be mended and those to be left as they are."""
+
+    wrong: np.ndarray  # predicted as the target, of another class
+    right: np.ndarray  # predicted right, of any class
+    true: np.ndarray  # class of every image of the trials
+    target: int
+
+    @property
+    def right_target(self) -> np.ndarray:
+        """Right images of the target class."""
+        return self.right[self.true[self.right] == self.target]
+
+    @property
+    def right_others(self) -> np.ndarray:
+        """Right images of other classes than the target: what is usual."""
+        return self.right[self.true[self.right] != self.target]
+
+    def folds(self) -> tuple["Cases", "Cases"]:
+        """Every other image, and the rest."""
+        return tuple(replace(self, wrong=self.wrong[fold::2], right=self.right[fold::2]) for fold in (0, 1))
+
+
+def outcome(trials: Trials, silencers: Sequence[Silencer], cases: Cases, tick: Stage | None = None) -> dict[str, float]:
+    """What silencing does: shares of wrong images that come back, and of right ones that are lost.
+
+    Returns:
+        "recovered" 0..1, "sureness" 0..1 (mean probability of the true class of the wrong images), "clean_accuracy_change" and
+        "target_recall_change" -1..0 (0 where nothing comes back, so that the price does not matter).
+    """
+    true = cases.true
+    found = {"recovered": 0.0, "sureness": 0.0, "clean_accuracy_change": 0.0, "target_recall_change": 0.0}
+    if len(cases.wrong):
+        logits = trials.logits(silencers, cases.wrong, tick)
+        found["recovered"] = float((logits.argmax(1) == true[cases.wrong]).mean())
+        found["sureness"] = float(softmax(logits, axis=1)[np.arange(len(logits)), true[cases.wrong]].mean())
+    if found["recovered"] and len(cases.right):
+        stays = trials.logits(silencers, cases.right, tick).argmax(1) == true[cases.right]
+        of_target = true[cases.right] == cases.target
+        found["clean_accuracy_change"] = float(stays.mean() - 1)
+        found["target_recall_change"] = float(stays[of_target].mean() - 1) if of_target.any() else 0.0
+    return found
+
+
+def worth(outcome: Mapping[str, float]) -> float:
+    """What silencing is worth: the share of wrong images that come back, less ``COST`` times the clean accuracy that it loses, less the
+    recall that the target loses. 0 where nothing comes back."""
+    return outcome["recovered"] + COST * min(0.0, outcome["clean_accuracy_change"]) + min(0.0, outcome["target_recall_change"])
+
+
+def margin(logits: np.ndarray, true: np.ndarray, target: int) -> np.ndarray:
+    """True logit minus target logit of each image."""
+    return logits[np.arange(len(true)), true] - logits[:, target]
