@@ -80,7 +80,8 @@ def find_misleading(
     damped along its direction), and contrast groups are found in layers from early to late (``contrast_search.contrast_groups``). All
     figures come from the second half: the share of wrong images whose true class comes back, beside the same for matched random
     silencers; a one-sided Wilcoxon signed-rank test, image by image, of the gained margin (true logit minus target logit) against the
-    mean of the control, corrected by Holm's method for the number of groups; and what silencing costs on clean images.
+    median of the control (its tails are heavy: some random directions move an answer far), corrected by Holm's method for the number of
+    groups; and what silencing costs on clean images.
 
     Returns:
         The report; its JSON is that of ``debug RUN --json`` (DESIGN.md).
@@ -456,8 +457,8 @@ def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
 
 
 def gain_p_value(gain: np.ndarray) -> float:
-    """One-sided signed-rank test over images that a group gains more than the mean of its control; gain is (1 + draws, n_images)."""
-    difference = gain[0] - gain[1:].mean(0) if gain.shape[1] else np.zeros(0)
+    """One-sided signed-rank test over images that a group gains more than the median of its control; gain is (1 + draws, n_images)."""
+    difference = gain[0] - np.median(gain[1:], axis=0) if gain.shape[1] else np.zeros(0)
     if len(difference) < 5 or not difference.any():
         return 1.0
     return float(wilcoxon(difference, alternative="greater").pvalue)

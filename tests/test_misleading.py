@@ -324,12 +324,13 @@ def test_p_values_are_corrected_for_their_number():
     assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
 
 
-def test_a_gain_is_tested_against_the_mean_of_its_control_on_one_side():
+def test_a_gain_is_tested_against_the_median_of_its_control_on_one_side():
     control = np.zeros((3, 8))
     gains = np.arange(1.0, 9.0)
     assert gain_p_value(np.vstack([gains, control])) == pytest.approx(1 / 2**8)  # all 8 signs positive, exact
     assert gain_p_value(np.vstack([-gains, control])) == pytest.approx(1)
     assert gain_p_value(np.vstack([gains, control + gains])) == 1  # no better than the control
+    assert gain_p_value(np.vstack([gains, control, control[:1] + 100])) == pytest.approx(1 / 2**8)  # one draw far out says little
     assert gain_p_value(np.vstack([gains, control])[:, :4]) == 1  # too few images to tell
     assert gain_p_value(np.zeros((1, 0))) == 1
 
