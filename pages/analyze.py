@@ -12,7 +12,7 @@ from neurflow_engine.config import AnalysisConfig
 from neurflow_engine.errors import InputError
 from neurflow_engine.jobs import JobState
 from neurflow_engine.store import Evaluation
-from pages.ui import cached, colours, commands, people, session, show
+from pages.ui import cached, colours, commands, people, session, show, tour
 
 MODELS, IMAGES = ("Demo", "timm model", "My checkpoint"), ("Demo", "Folder")
 LARGEST_MAP, LARGEST_NUMBERED = 24, 14  # classes in the confusion map; classes up to which its cells carry numbers
@@ -33,7 +33,7 @@ def follow_job() -> None:
     session.put(job=None, evaluation=result["evaluation"], target=None, layers=None)
     if "run" in result:
         session.open_run(result["run"])
-        session.go("circuit", run=result["run"])
+        session.go("circuit", run=result["run"], tour=tour.second_step())
     st.rerun()
 
 
@@ -62,7 +62,7 @@ def welcome() -> None:
             st.header("See it on the demo first", anchor=False)
             st.write(
                 "A small classifier of drawn pictures, and a secret: one class learned a shortcut. The analysis takes less than a minute, "
-                "needs no network, and leads to the circuit of that class."
+                "needs no network, and leads to the circuit of that class; a tour of five steps goes on from there."
             )
         job = commands.latest("demo")
         busy = bool(job and job.active)
@@ -72,7 +72,7 @@ def welcome() -> None:
 
 
 def start_demo() -> None:
-    session.put(job=commands.demo().id)
+    session.put(job=commands.demo().id, tour="1")
 
 
 def chosen_model() -> dict | None:

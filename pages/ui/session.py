@@ -19,10 +19,10 @@ Value = TypeVar("Value")
 
 # parameters of the address by page: first what is open, then how it is looked at
 _KEPT = {
-    "analyze": ("run", "evaluation", "target", "job", "layers"),
-    "circuit": ("run", "group", "edge", "route", "tab", "limit", "weakest", "stability"),
-    "debug": ("run", "evaluation", "show", "image", "images", "silence", "fix", "job", "page", "look", "alike", "rows"),
-    "labels": ("run", "group", "view", "in", "states", "score", "text", "order", "like"),
+    "analyze": ("run", "evaluation", "target", "job", "layers", "tour"),
+    "circuit": ("run", "group", "edge", "route", "tab", "limit", "weakest", "stability", "tour"),
+    "debug": ("run", "evaluation", "show", "image", "images", "silence", "fix", "job", "page", "look", "alike", "rows", "tour"),
+    "labels": ("run", "group", "view", "in", "states", "score", "text", "order", "like", "tour"),
 }
 # mean nothing in another run
 _OF_A_RUN = (

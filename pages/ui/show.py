@@ -19,7 +19,7 @@ from neurflow_engine.jobs import Job, JobState
 from neurflow_engine.labels import Label, LabelState
 from neurflow_engine.records import LOGITS, NeuronGroup
 from neurflow_engine.store import Run
-from pages.ui import cached, colours, session
+from pages.ui import cached, colours, glossary, session, tour
 
 TRUSTED = {True: ("trusted", "✓", "ours"), False: ("not to be trusted", "✗", "adds"), None: ("undecided", "?", "muted")}
 NOT_CHECKED = ("not checked", "○", "muted")
@@ -71,6 +71,9 @@ button[kind="primary"], button[kind="primary"] p, [data-baseweb="tag"] {{ color:
 .nf-state > i {{ font-style: normal; margin-right: 3px; }}
 .nf-depth {{ display: inline-block; width: 6px; height: .95em; margin-right: 5px; vertical-align: -.12em; border-radius: 2px;
   border: 1px solid color-mix(in srgb, currentColor 40%, transparent); box-sizing: border-box; }}
+.nf-good {{ color: var(--nf-good); font-weight: 600; }}
+.nf-words-list {{ display: grid; grid-template-columns: minmax(110px, 180px) 1fr; gap: 5px 18px; margin: 6px 0 10px; }}
+.nf-words-list dt {{ font-weight: 600; }} .nf-words-list dd {{ margin: 0; }}
 .nf-picture {{ width: 100%; display: block; border-radius: 6px; }}
 .nf-key {{ display: inline-block; width: 22px; height: 4px; border-radius: 2px; vertical-align: middle; margin: 0 5px 2px 0; }}
 </style>"""
@@ -78,13 +81,19 @@ button[kind="primary"], button[kind="primary"] p, [data-baseweb="tag"] {{ color:
 
 def frame() -> None:
     """The look that all pages share; call once per run of the app."""
-    st.html(_STYLE)
+    # what floats above the page lies outside of the element that tells the browser which theme is on
+    floating = f"<style>body > div:not(#root) {{ color-scheme: {'dark' if is_dark() else 'light'}; }}</style>"
+    st.html(_STYLE + floating)
 
 
 def heading(title: str, question: str) -> None:
-    """A page's title, and below it the question that the page answers."""
-    st.title(title, anchor=False)
+    """A page's title beside the ways to be told more, and below it the question that the page answers."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="heading"):
+        st.title(title, anchor=False)
+        tour.button()
+        glossary.button()
     st.html(f'<div class="nf-question">{escape(question)}</div>')
+    tour.here(title.lower())
 
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~$&^=])")
