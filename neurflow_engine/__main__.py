@@ -25,6 +25,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ from neurflow_engine.images import absolute_folders
 from neurflow_engine.store import SCHEMA, DebugReport, Evaluation, Run, Workspace
 
 if TYPE_CHECKING:  # SQLAlchemy is loaded by those commands alone that read what people said
+    from neurflow_engine.inventory import Inventory
     from neurflow_engine.verdicts import Verdict
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
@@ -66,6 +68,20 @@ def _size(text: str) -> tuple[int, int]:
     if not all(part.strip().isdecimal() for part in parts) or len(parts) > 2:
         raise argparse.ArgumentTypeError(f"expected a side or HEIGHTxWIDTH in pixels, got {text!r}")
     return int(parts[0]), int(parts[-1])
+
+
+def _days(text: str) -> timedelta:
+    try:
+        days = float(text)
+        return timedelta(days=days if days >= 0 else float("nan"))
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"expected a number of days, got {text!r}") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
+    return int(text)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -196,6 +212,15 @@ def _parser() -> argparse.ArgumentParser:
     labels.add_argument("--out", type=Path, metavar="FILE", help="of export; default: stdout")
     labels.add_argument("--in", dest="file", type=Path, metavar="FILE", help="of import")
     labels.add_argument("--author", default="import", metavar="NAME", help="of import: in whose name, where a row names nobody")
+
+    runs = command("runs", _runs, "what the workspace holds and takes of the disk; delete what is no longer needed")
+    runs.add_argument("action", choices=("list", "prune"))
+    runs.add_argument("run", nargs="*", help="of prune: these runs, with their reports and previews")
+    runs.add_argument("--older-than", type=_days, metavar="DAYS", help="of prune: runs older than that, with their reports and previews")
+    runs.add_argument("--keep", type=_count, metavar="N", help="of prune: all but the newest N runs")
+    runs.add_argument("--orphans", action="store_true", help="of prune: also evaluations of no run, what was never finished, ended jobs")
+    runs.add_argument("--labelled", action="store_true", help="of prune: also runs about which people decided something")
+    runs.add_argument("--dry-run", action="store_true", help="of prune: only say what would go")
 
     demo = command("demo", _demo, "write the embedded demo images and analyse them")
     _add_machine_flags(demo)
@@ -680,6 +705,68 @@ def _written(out: Path, content: bytes, report: DebugReport | None = None) -> tu
     write_atomically(out.absolute(), content)
     result = {"schema": SCHEMA, "file": str(out), "bytes": len(content)} | ({"report": report.id} if report else {})
     return result, f"wrote {out} ({len(content):,} bytes)"
+
+
+def _runs(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine import inventory
+
+    found = inventory.take(workspace)
+    if arguments.action == "list":
+        if arguments.run or arguments.older_than or arguments.keep is not None or arguments.orphans or arguments.dry_run:
+            raise InputError("runs list: takes no runs and no rules; these go with runs prune.")
+        return _inventory_json(found), _inventory_text(found)
+    rules = (arguments.older_than, arguments.keep, arguments.orphans, arguments.labelled)
+    choice = inventory.choose(found, arguments.run, *rules)
+    if not arguments.dry_run:
+        inventory.delete(choice.gone)
+    gone = [{"kind": holding.kind, "id": holding.id, "bytes": holding.bytes} for holding in choice.gone]
+    result = {"schema": SCHEMA, "deleted": not arguments.dry_run, "bytes": choice.bytes, "gone": gone, "spared": choice.spared}
+    lines = [f"{holding.kind} {holding.id}, {_size_text(holding.bytes)}, {holding.age.days} days old" for holding in choice.gone]
+    lines += [f"{run} stays. {reason}" for run, reason in choice.spared.items()]
+    lines.append(f"{'would free' if arguments.dry_run else 'freed'} {_size_text(choice.bytes)}")
+    return result, "\n".join(lines)
+
+
+def _inventory_json(found: "Inventory") -> dict:
+    def told(holding) -> dict:
+        return {"id": holding.id, "created": holding.created.isoformat(), "bytes": holding.bytes, "busy": holding.busy}
+
+    runs = []
+    for run in found.of("run"):
+        about = [told(holding) | {"kind": holding.kind} for holding in found.about(run.id)]
+        runs.append(told(run) | {"evaluation": next(iter(run.uses), None), "reports": about, "decisions": found.decided.get(run.id, 0)})
+    orphans = [told(holding) | {"kind": holding.kind} for holding in found.orphans()]
+    return {
+        "schema": SCHEMA,
+        "workspace": str(found.root),
+        "bytes": found.bytes,
+        "free": found.free,
+        "runs": runs,
+        "evaluations": [told(holding) for holding in found.of("evaluation")],
+        "orphans": orphans,
+        "others": found.others,
+    }
+
+
+def _inventory_text(found: "Inventory") -> str:
+    lines = []
+    for run in found.of("run"):
+        about, decided = found.about(run.id), found.decided.get(run.id, 0)
+        more = f"{len(about)} reports ({_size_text(sum(holding.bytes for holding in about))})" if about else "no reports"
+        busy = ", being worked on" if run.busy else ""
+        lines.append(f"{run.id:<40} {_size_text(run.bytes):>9}  {run.age.days:>4} days old  {more}, {decided} decisions{busy}")
+    orphans, evaluations = found.orphans(), found.of("evaluation")
+    rest = {f"{len(evaluations)} evaluations": sum(holding.bytes for holding in evaluations)} | found.others
+    lines += [f"{name:<40} {_size_text(size):>9}" for name, size in rest.items()]
+    lines.append(
+        f"{len(orphans)} things that nothing needs take {_size_text(sum(holding.bytes for holding in orphans))} (runs prune --orphans)"
+    )
+    lines.append(f"{found.root} takes {_size_text(found.bytes)}, {_size_text(found.free)} are free")
+    return "\n".join(lines)
+
+
+def _size_text(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _demo(arguments, workspace: Workspace, progress) -> tuple[dict, str]:

@@ -136,6 +136,9 @@ class LabelStore(GroupStore[Label, LabelChange]):
             rows.append({name: known[name] for name in COLUMNS})
         return rows
 
+    def _is_decided(self) -> sql.ColumnElement[bool]:
+        return self.layout.things.c.state != LabelState.PENDING
+
     # changing
 
     def propose(self, run_id: str, group_id: str, text: str, proposer: str) -> Label:

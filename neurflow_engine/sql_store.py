@@ -212,6 +212,17 @@ class GroupStore(SqlStore, Generic[Record, Change]):
         with self._reading() as connection:
             return [self.layout.change(**row._mapping) for row in connection.execute(query.order_by(changes.c.version))]
 
+    def decided(self) -> dict[str, int]:
+        """How many things people decided on, by run."""
+        run = self.layout.things.c.run_id
+        with self._reading() as connection:
+            query = sql.select(run, sql.func.count().label("n")).where(self._is_decided()).group_by(run)
+            return {row.run_id: row.n for row in connection.execute(query)}
+
+    def _is_decided(self) -> sql.ColumnElement[bool]:
+        """The condition of what counts as a person's decision."""
+        return sql.true()
+
     # changing
 
     def _change(

@@ -33,7 +33,6 @@ from neurflow_engine.silencer_file import read as read_silencers
 SCHEMA = 1  # of run folders and of the JSON on stdout
 MANIFEST = "manifest.json"
 _STAGES = "stages.json"
-_PARTIAL = ".partial"
 _NOTE_EVERY = 2.0  # seconds between two notes of how far a stage is
 _CIRCUIT_TABLES = {"images": ProbeImage, "patches": Patch, "neurons": Neuron, "groups": NeuronGroup, "edges": Edge}
 
@@ -43,12 +42,13 @@ Record = TypeVar("Record")
 class Draft:
     """A folder being built, stage by stage; see ``Workspace.draft``. What a stage saved is there for whoever goes on after a crash."""
 
+    SUFFIX = ".partial"  # of its folder, until it is published
     WORK = "work"  # sub-folder for what only later stages need; gone when the draft is published
 
     def __init__(self, final: Path, fingerprint: str):
         """``fingerprint`` says what is being built: remains of something else are deleted, so that they are never taken for its own."""
         self.final = final
-        self.folder = final.with_name(final.name + _PARTIAL)
+        self.folder = final.with_name(final.name + self.SUFFIX)
         self._fingerprint = fingerprint
         known = read_json(self.folder / _STAGES) if (self.folder / _STAGES).is_file() else {}
         with writing(self.folder):
@@ -427,7 +427,7 @@ class Workspace:
             check_readable(folder, "Run folder")
         if folder.is_dir():
             return Run(folder)
-        if folder.with_name(folder.name + _PARTIAL).is_dir():
+        if folder.with_name(folder.name + Draft.SUFFIX).is_dir():
             raise RunError(f"Run folder {folder} is not finished; start the same analysis again to finish it.")
         raise RunError(f"Run folder {folder} does not exist.")
 
@@ -436,7 +436,7 @@ class Workspace:
         if _is_name(run_id):
             if self.run_folder(run_id).is_dir():
                 return Run(self.run_folder(run_id))
-            if self.run_folder(f"{run_id}{_PARTIAL}").is_dir():
+            if self.run_folder(f"{run_id}{Draft.SUFFIX}").is_dir():
                 raise RunError(f"Run {run_id} is not finished; start the same analysis again to finish it.")
         known = [folder.name for folder in self._whole("runs")]
         raise RunError(
@@ -511,7 +511,7 @@ class Workspace:
     def _whole(self, kind: str) -> list[Path]:
         folder = self.root / kind
         try:
-            return [entry for entry in folder.iterdir() if (entry / MANIFEST).is_file() and entry.suffix != _PARTIAL]
+            return [entry for entry in folder.iterdir() if (entry / MANIFEST).is_file() and entry.suffix != Draft.SUFFIX]
         except FileNotFoundError:
             return []
         except OSError as error:

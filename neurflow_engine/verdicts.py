@@ -94,6 +94,9 @@ class VerdictStore(GroupStore[Verdict, VerdictChange]):
         """All changes of a verdict, oldest first."""
         return self._history(_key(run_id, group_id, report_id))
 
+    def _is_decided(self) -> sql.ColumnElement[bool]:
+        return self.layout.things.c.judgement.is_not(None)
+
     # changing
 
     def give(

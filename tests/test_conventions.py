@@ -40,6 +40,7 @@ WITHOUT_TORCH = [
     "fidelity",
     "groups",
     "images",
+    "inventory",
     "jobs",
     "labels",
     "labelling",

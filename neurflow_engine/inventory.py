@@ -1,0 +1,252 @@
+"""What lies in a workspace, how large and how old it is, what depends on what; and how what is no longer needed is deleted.
+
+In: a workspace. Out: its holdings, the choice of those that may go, and their deletion. Deleted runs keep what people said about them in
+the database: a run gets the same id when the same analysis is made again, and has its names back. Imports neither torch nor timm.
+"""
+
+import os
+import shutil
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from neurflow_engine.errors import InputError, RunError, near_matches
+from neurflow_engine.files import read_json, writing
+from neurflow_engine.jobs import Jobs
+from neurflow_engine.store import MANIFEST, Draft, Workspace
+
+RUN, EVALUATION, REMAINS, JOB, UPLOAD = "run", "evaluation", "remains", "job", "upload"
+KINDS = {"runs": RUN, "evaluations": EVALUATION, "debug": "debug report", "fidelity": "fidelity report", "previews": "preview"}
+OTHERS = {"llm": "kept replies", "logs": "logs", "demo": "demo images", "backups": "backups"}  # counted, but not by entry
+
+
+@dataclass(frozen=True)
+class Holding:
+    """One thing that can be deleted by itself."""
+
+    kind: str  # of KINDS, REMAINS (what was never finished, or half deleted), JOB or UPLOAD
+    id: str
+    path: Path
+    created: datetime  # aware, UTC
+    bytes: int  # what it takes of the disk; a file that several share counts for each with its part
+    run: str | None = None  # the run that it is about; of a run itself: its id
+    uses: tuple[str, ...] = ()  # of a run: its evaluation; of a report: the folder of its images
+    busy: bool = False  # a job or another process is at it
+
+    @property
+    def age(self) -> timedelta:
+        """Since it was made."""
+        return datetime.now(UTC) - self.created
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A workspace as it stood when it was looked at; newest holdings first."""
+
+    root: Path
+    holdings: tuple[Holding, ...]
+    others: dict[str, int]  # bytes by name, of what is kept as a whole
+    decided: dict[str, int]  # how many decisions of people (names, verdicts, edited circuits) there are by run
+    free: int  # bytes left on the disk
+
+    @property
+    def bytes(self) -> int:
+        """Of all of it."""
+        return sum(holding.bytes for holding in self.holdings) + sum(self.others.values())
+
+    def of(self, *kinds: str) -> list[Holding]:
+        """Holdings of some kinds."""
+        return [holding for holding in self.holdings if holding.kind in kinds]
+
+    def about(self, run_id: str) -> list[Holding]:
+        """Reports and previews of a run: they mean nothing without it."""
+        return [holding for holding in self.holdings if holding.run == run_id and holding.kind != RUN]
+
+    def orphans(self, gone: Collection[str] = ()) -> list[Holding]:
+        """What nothing needs once the runs ``gone`` are deleted: evaluations, reports without their run, remains, ended jobs, uploads."""
+        runs = {run.id for run in self.of(RUN)} - set(gone)
+        stay = [holding for holding in self.holdings if holding.run in runs]
+        needed = {name for holding in stay for name in holding.uses}
+
+        def is_orphan(holding: Holding) -> bool:
+            if holding.kind == EVALUATION:
+                return not needed & {holding.id, *holding.uses}
+            return holding.kind in (REMAINS, JOB, UPLOAD) or holding.run not in runs
+
+        return [holding for holding in self.holdings if holding.id not in gone and is_orphan(holding)]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a clean-up would delete, and the runs it would have deleted if there was not a reason against it."""
+
+    gone: tuple[Holding, ...]
+    spared: dict[str, str] = field(default_factory=dict)  # one sentence by run
+
+    @property
+    def bytes(self) -> int:
+        """What the disk gains."""
+        return sum(holding.bytes for holding in self.gone)
+
+
+def take(workspace: Workspace) -> Inventory:
+    """Look through a workspace; raises WorkspaceError when it cannot be read."""
+    jobs = Jobs(workspace.root).all()
+    at_work = {word for job in jobs if job.active for word in job.argv}
+    holdings = [holding for name, kind in KINDS.items() for holding in _entries(workspace.root / name, kind, at_work)]
+    holdings += [Holding(JOB, job.id, job.folder, job.created, _bytes(job.folder), busy=job.active) for job in jobs]
+    holdings += [
+        Holding(UPLOAD, path.name, path, _changed(path), _bytes(path)) for path in _within(workspace.root / "uploads") if path.is_file()
+    ]
+    database = sum(path.stat().st_size for path in _within(workspace.root) if path.name.startswith("labels.sqlite"))
+    return Inventory(
+        workspace.root,
+        tuple(sorted(holdings, key=lambda holding: holding.created, reverse=True)),
+        {word: _bytes(workspace.root / name) for name, word in OTHERS.items() if (workspace.root / name).is_dir()} | {"labels": database},
+        decisions(workspace),
+        shutil.disk_usage(next(folder for folder in (workspace.root, *workspace.root.parents) if folder.is_dir())).free,
+    )
+
+
+def decisions(workspace: Workspace) -> dict[str, int]:
+    """How many decisions of people there are by run: names, verdicts, edited circuits; raises WorkspaceError."""
+    from neurflow_engine.edits import EditStore
+    from neurflow_engine.labels import LabelStore
+    from neurflow_engine.verdicts import VerdictStore
+
+    found: dict[str, int] = {}
+    if workspace.root.is_dir():
+        for kind in (LabelStore, VerdictStore, EditStore):
+            with closing(kind.for_workspace(workspace.root)) as store:
+                for run, count in store.decided().items():
+                    found[run] = found.get(run, 0) + count
+    return found
+
+
+def choose(
+    inventory: Inventory,
+    runs: Sequence[str] = (),
+    older_than: timedelta | None = None,
+    keep: int | None = None,
+    orphans: bool = False,
+    labelled: bool = False,
+) -> Choice:
+    """What goes: named runs, or all runs beyond a rule, with their reports; never what is being worked on.
+
+    Args:
+        runs: ids. older_than, keep: instead, all runs older than that and not among the newest ``keep``; one of them alone will do.
+        orphans: also what nothing needs (``Inventory.orphans``), of that age.
+        labelled: also runs about which people decided something.
+
+    Raises:
+        RunError: a run does not exist. InputError: nothing says what should go, or both ways at once do.
+    """
+    own = {run.id: run for run in inventory.of(RUN)}
+    if unknown := [run for run in runs if run not in own]:
+        raise RunError(f"There is no run {unknown[0]!r} in {inventory.root}.{near_matches(unknown[0], own)}")
+    by_rule = older_than is not None or keep is not None
+    if bool(runs) == by_rule and (runs or not orphans):
+        raise InputError("Say what should go: either runs by their ids, or --older-than DAYS and --keep N, or --orphans.")
+    old = older_than or timedelta(0)
+    chosen = [own[run] for run in dict.fromkeys(runs)]
+    if by_rule:
+        chosen = [run for run in inventory.of(RUN)[keep or 0 :] if run.age >= old]
+    spared = {run.id: reason for run in chosen if (reason := _against(inventory, run, labelled))}
+    going = [run for run in chosen if run.id not in spared]
+    gone = [holding for run in going for holding in (*inventory.about(run.id), run)]
+    if orphans:
+        left = inventory.orphans({run.id for run in going})
+        gone += [holding for holding in left if holding.age >= old and not holding.busy and holding not in gone]
+    return Choice(tuple(gone), spared)
+
+
+def _against(inventory: Inventory, run: Holding, labelled: bool) -> str | None:
+    """Why a run stays."""
+    if run.busy or any(holding.busy for holding in inventory.about(run.id)):
+        return "A job is at work on it; cancel the job or wait for it."
+    if count := 0 if labelled else inventory.decided.get(run.id, 0):
+        return f"People decided {count} thing{'s' if count > 1 else ''} about it; --labelled deletes it too, the decisions stay."
+    return None
+
+
+def delete(holdings: Iterable[Holding]) -> None:
+    """Delete for good, one after the other; something half deleted counts as remains and never as whole.
+
+    Raises RunError when something is being computed at this moment, WorkspaceError when the disk refuses.
+    """
+    for holding in holdings:
+        final = holding.path.name.removesuffix(Draft.SUFFIX)
+        lock = FileLock(holding.path.with_name(f".{final}.lock"))
+        with writing(holding.path.parent):
+            if holding.kind in (JOB, UPLOAD):
+                shutil.rmtree(holding.path, ignore_errors=True) if holding.path.is_dir() else holding.path.unlink(missing_ok=True)
+                continue
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise RunError(f"{final} is being computed by another process; wait for it or cancel it.") from None
+            try:
+                (holding.path / MANIFEST).unlink(missing_ok=True)  # first, so that from here on nobody takes it for whole
+                shutil.rmtree(holding.path)
+            except FileNotFoundError:
+                pass  # somebody else deletes it too
+            finally:
+                lock.release()
+
+
+def _entries(folder: Path, kind: str, at_work: set[str]) -> list[Holding]:
+    """What lies in one of the folders of KINDS."""
+    found = []
+    for path in _within(folder):
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        manifest = {}
+        with suppress(InputError):
+            manifest = read_json(path / MANIFEST)
+        busy = path.name in at_work or _is_locked(path)
+        if not manifest or path.name.endswith(Draft.SUFFIX):
+            found.append(Holding(REMAINS, path.name, path, _changed(path), _bytes(path), busy=busy))
+            continue
+        with suppress(KeyError, TypeError, ValueError):  # of a version that this program does not know: left alone
+            uses = {RUN: "evaluation", "debug report": "images_root"}.get(kind)
+            used = manifest["data"]["root"] if kind == EVALUATION else manifest[uses] if uses else None
+            run, created = manifest.get("run"), datetime.fromisoformat(manifest["created"])
+            found.append(Holding(kind, path.name, path, created, _bytes(path), run, (used,) if used else (), busy))
+    return found
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process is computing it."""
+    lock = path.with_name(f".{path.name.removesuffix(Draft.SUFFIX)}.lock")
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def _within(folder: Path) -> list[Path]:
+    with suppress(OSError):
+        return sorted(folder.iterdir())
+    return []
+
+
+def _changed(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def _bytes(path: Path) -> int:
+    """What a file, or all that is in a folder, takes; what vanishes meanwhile takes nothing."""
+    files = [path] if path.is_file() else [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    size = 0
+    for file in files:
+        with suppress(OSError):
+            about = file.lstat()
+            size += about.st_size // max(1, about.st_nlink)
+    return size
