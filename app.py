@@ -5,8 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from neurflow_engine.jobs import JobState
-from pages.ui import cached, link, people, session, show
+from pages.ui import cached, jobs_panel, link, people, session, show
 
 st.set_page_config(
     page_title="NeurFlow Debugger",
@@ -49,26 +48,6 @@ def open_run() -> None:
         )
 
 
-def running_jobs() -> None:
-    """Running jobs with their progress; the whole page runs again when one of them begins or ends."""
-    with show.sentences():
-        running = [job for job in cached.jobs().all() if job.active]
-        for job in running:
-            with st.container(border=True, key=f"job_{job.id}"):
-                st.text(job.title)
-                show.job_progress(job, stages=False)
-                st.button("Cancel", key=f"cancel_{job.id}", on_click=session.quietly(lambda job=job: cached.jobs().cancel(job.id)))
-        if session.changed("running jobs", tuple(job.id for job in running)):
-            st.rerun(scope="app")
-
-
-def ended_jobs() -> None:
-    """One message for every job that ended while this tab watched."""
-    for job in cached.jobs().all()[:20]:
-        if session.ended(job.id, job.active) and job.state == JobState.DONE:
-            session.tell("done", f"{job.title}: done in {show.duration(job.seconds)}.")
-
-
 page = st.navigation([st.Page(f"pages/{name.lower()}.py", title=name, default=name == "Analyze") for name in PAGES], position="top")
 show.frame()
 admitted = False
@@ -83,9 +62,8 @@ with show.sentences():
         open_run()
         link.copy_link()
         people.card()
-        busy = any(job.active for job in cached.jobs().all())
-        st.fragment(running_jobs, run_every=1.0 if busy else 5.0)()
-    ended_jobs()
+        jobs_panel.panel()
+    jobs_panel.announce()
     show.notice()
 with show.sentences():
     page.run()

@@ -95,8 +95,9 @@ class Job:
             raise JobError(f"The result of job {self.id} cannot be read: {error}; start it again.") from None
 
     def log(self, lines: int = 20) -> str:
-        """The last lines that the worker wrote to stderr."""
-        return "\n".join(_text(self.folder / "log.txt").splitlines()[-lines:])
+        """The last lines that the worker wrote to stderr; of a line that was drawn again and again, the last state."""
+        written = _text(self.folder / "log.txt").split("\n")
+        return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in written[-lines:])
 
 
 class Jobs:
@@ -347,7 +348,7 @@ def _see_it_end(folder: Path, group: int | None) -> None:
 def _text(path: Path) -> str:
     """The text of a file without blank lines at its end; empty when there is none."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").rstrip()
+        return path.read_bytes().decode("utf-8", errors="replace").rstrip()
     except OSError:
         return ""
 

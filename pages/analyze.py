@@ -47,7 +47,7 @@ def progress(kinds: tuple[str, ...]) -> None:
                 with st.container(border=True):
                     st.text(job.title)
                     show.job_progress(job)
-                    st.button("Cancel", key=f"stop_{job.id}", on_click=session.quietly(lambda: cached.jobs().cancel(job.id)))
+                    st.button("Cancel", key=f"stop_{job.id}", on_click=session.quietly(lambda: commands.cancel(job)))
 
     job = commands.latest(*kinds)
     if job and job.active:
@@ -354,7 +354,6 @@ def analysis(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         row = candidates[candidates["index"] == target].iloc[0]
         n_images = min(int(row["predicted_images"]), chosen["max_images"])
         ready = bool(layers and chosen["granularities"])
-        flags = commands.flags_of(evaluation)
         text = f"{n_images} of {row['predicted_images']} predicted images · {len(layers)} layers below the logits"
         if ready:
             price = cost.predict(evaluation, n_images, layers, chosen["tau"], chosen["top_k"], chosen["granularities"])
@@ -363,14 +362,14 @@ def analysis(evaluation: Evaluation, classes: pd.DataFrame) -> None:
             st.space("small")
             st.button(
                 "Analyze", key="analyze", type="primary", width="stretch", disabled=not ready,
-                on_click=session.quietly(lambda: start_analysis(evaluation, flags, target, layers, chosen)),
+                on_click=session.quietly(lambda: start_analysis(evaluation, target, layers, chosen, price.memory_mb)),
             )  # fmt: skip
         st.caption(text if ready else "Choose at least one layer and one patch size.")
         progress(("analyze", "demo"))
 
 
-def start_analysis(evaluation: Evaluation, flags: list[str], target: int, layers: list[str], chosen: dict) -> None:
-    session.put(job=commands.analyze(flags, evaluation.data_root, target, evaluation.class_names[target], layers, chosen).id)
+def start_analysis(evaluation: Evaluation, target: int, layers: list[str], chosen: dict, memory_mb: float) -> None:
+    session.put(job=commands.analyze(evaluation, target, layers, chosen, memory_mb).id)
 
 
 def earlier_evaluations(current: Evaluation) -> None:

@@ -330,7 +330,7 @@ def trust_view(run: Run, report: dict | None, labels: dict[str, Label]) -> None:
 
 def start_check(run: Run, again: bool = False) -> None:
     """The button that checks a run in the background."""
-    job = commands.latest("fidelity")
+    job = commands.latest("fidelity", about=[run.id])
     with st.container(horizontal=True, horizontal_alignment="left" if again else "center", vertical_alignment="center", gap="medium"):
         st.checkbox(
             "Refine", key="refine", help="Also swap core neurons by measured knock-outs until nothing improves, to see how good they are"
@@ -340,9 +340,8 @@ def start_check(run: Run, again: bool = False) -> None:
             disabled=bool(job and job.active), on_click=session.quietly(lambda: commands.fidelity(run, session.value("refine"))),
         )  # fmt: skip
     if job and job.active:
-        what = "Being checked" if run.id in job.argv else "Another circuit is being checked"
-        st.caption(f"{what}: the progress, and a button to cancel, are in the sidebar. The rest of this page can be used meanwhile.")
-    elif job and run.id in job.argv:
+        st.caption("Being checked: the progress, and a button to cancel, are in the sidebar. The rest of this page can be used meanwhile.")
+    elif job:
         show.job_progress(job)
 
 

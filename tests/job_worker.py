@@ -1,6 +1,6 @@
 """A small command for the tests of jobs: real stages, real signals, real exit codes, none of the engine's weight.
 
-Takes a behaviour and a number of steps, and the flags that every job adds.
+Takes a behaviour and a number of steps, what is to be printed in the end, and the flags that every job adds.
 """
 
 import argparse
@@ -17,6 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("behaviour", choices=["count", "fail", "deaf", "children"])
     parser.add_argument("steps", type=int)
+    parser.add_argument("--result", type=json.loads)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--events")
     given = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> int:
         return 1
     progress.finish("done")
     time.sleep(0.2)  # a result that comes late is still part of the job
-    print(json.dumps({"counted": given.steps, "folder": os.getcwd()}))
+    print(json.dumps(given.result or {"counted": given.steps, "folder": os.getcwd()}))
     return 0
 
 

@@ -57,6 +57,7 @@ WITHOUT_TORCH = [
     "sql_store",
     "stability",
     "store",
+    "turns",
     "uploads",
     "verdict",
     "verdicts",

@@ -1,10 +1,10 @@
-"""The argument lists of the engine's command line that the pages start as jobs."""
+"""Everything that the pages do with jobs: the engine's command lines that they start, and where the results are shown."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from neurflow_engine.jobs import Job, JobState
+from neurflow_engine.jobs import USUAL_MB, Job, Jobs, JobState
 from neurflow_engine.labelling import LabellingSettings
 from neurflow_engine.store import Evaluation, Run
 from pages.ui import cached, people
@@ -31,11 +31,11 @@ def evaluate(flags: Sequence[str], data: Path | str, title: str) -> Job:
     return _start("evaluate", title, ["evaluate", *flags, "--data", str(data)])
 
 
-def analyze(flags: Sequence[str], data: Path | str, target: int, name: str, layers: Sequence[str], settings: Mapping[str, object]) -> Job:
-    """Analyse a class; ``settings`` are fields of AnalysisConfig."""
+def analyze(evaluation: Evaluation, target: int, layers: Sequence[str], settings: Mapping[str, object], memory_mb: float) -> Job:
+    """Analyse a class of an evaluation; ``settings`` are fields of AnalysisConfig, ``memory_mb`` is what it is expected to take."""
     chosen = [part for key, value in settings.items() for part in (f"--{key.replace('_', '-')}", _written(value))]
-    command = ["analyze", *flags, "--data", str(data), "--target", str(target), "--layers", ",".join(layers), *chosen]
-    return _start("analyze", f"Analyse {name}", command)
+    flags = [*flags_of(evaluation), "--data", str(evaluation.data_root), "--target", str(target), "--layers", ",".join(layers), *chosen]
+    return _start("analyze", f"Analyse {evaluation.class_names[target]}", ["analyze", *flags], memory_mb)
 
 
 def demo() -> Job:
@@ -45,18 +45,19 @@ def demo() -> Job:
 
 def debug(run: Run, folders: Sequence[str]) -> Job:
     """Look for the groups of a run that mislead the model on folders, taken together."""
-    return _start("debug", f"Misleading groups of {run.circuit.target_name}", ["debug", run.id, "--images", *folders])
+    return _start("debug", f"Misleading groups of {run.circuit.target_name}", ["debug", run.id, "--images", *folders], _expected_mb(run))
 
 
 def preview(run: Run, folders: Sequence[str], groups: Sequence[str], report_id: str | None) -> Job:
     """Try a fix on all images of folders, taken together."""
     command = ["preview", run.id, "--images", *folders, "--mask", ",".join(groups), *(["--report", report_id] if report_id else [])]
-    return _start("preview", f"Preview a fix of {run.circuit.target_name}", command)
+    return _start("preview", f"Preview a fix of {run.circuit.target_name}", command, _expected_mb(run))
 
 
 def fidelity(run: Run, refine: bool) -> Job:
     """Check whether a run is to be trusted."""
-    return _start("fidelity", f"Check {run.circuit.target_name}", ["fidelity", run.id, *(["--refine"] if refine else [])])
+    command = ["fidelity", run.id, *(["--refine"] if refine else [])]
+    return _start("fidelity", f"Check {run.circuit.target_name}", command, _expected_mb(run))
 
 
 def label(run: Run, settings: LabellingSettings) -> Job:
@@ -73,16 +74,67 @@ def score_label(run: Run, groups: Sequence[str]) -> Job:
     return _start("label", f"Scores for {run.circuit.target_name}", ["label", run.id, "--groups", ",".join(groups), "--rescore"])
 
 
-def latest(kind: str, *also: str) -> Job | None:
-    """The newest job of some kinds that runs, or else the newest one if it failed."""
-    jobs = [job for job in cached.jobs().all() if job.kind in (kind, *also)]
-    running = next((job for job in jobs if job.active), None)
-    return running or (jobs[0] if jobs and jobs[0].state in (JobState.FAILED, JobState.DIED) else None)
+def cancel(job: Job) -> None:
+    """Ask a job to stop; what it finished is kept."""
+    _changing().cancel(job.id)
 
 
-def _start(kind: str, title: str, arguments: list[str]) -> Job:
+def resume(job: Job) -> Job:
+    """Ask for the same again; the engine goes on from what was finished."""
+    return _changing().resume(job.id)
+
+
+def dismiss(job: Job) -> None:
+    """Note that somebody has seen how a job ended."""
+    _changing().dismiss(job.id)
+
+
+def latest(*kinds: str, about: Sequence[str] = ()) -> Job | None:
+    """The newest job of some kinds, with all of ``about`` in its command, that waits or runs; or else the newest one if it failed."""
+    jobs = [job for job in cached.jobs().all() if job.kind in kinds and set(about) <= set(job.argv)]
+    active = next((job for job in jobs if job.active), None)
+    return active or (jobs[0] if jobs and jobs[0].state in (JobState.FAILED, JobState.DIED) and not jobs[0].dismissed else None)
+
+
+def address_of_result(job: Job) -> tuple[str, dict[str, str | None]] | None:
+    """The page that shows what a finished job made, and what its address says; None where there is nothing to show.
+
+    Raises JobError when the result is not readable.
+    """
+    result = job.result()
+    if result is None:
+        return None
+    if job.kind == "evaluate":
+        return "analyze", {"evaluation": result["evaluation"], "target": None, "job": None}
+    run = result.get("run") or job.argv[1]  # what is said of names is about the run that was asked for
+    if job.kind == "debug":
+        return "debug", {"run": run, "evaluation": _evaluation_of(result), "job": None}
+    if job.kind == "preview":
+        return "debug", {"run": run, "evaluation": _evaluation_of(result), "fix": ",".join(result["silenced"]), "job": None}
+    if job.kind == "label":
+        return "labels", {"run": run, "view": "Proposals"}
+    return "circuit", {"run": run, "tab": "Trust" if job.kind == "fidelity" else None}
+
+
+def _evaluation_of(result: Mapping) -> str | None:
+    """The evaluation of the images that a report or a preview is about."""
+    evaluations = (one.id for one in cached.evaluations() if str(one.data_root) == result["images_root"])
+    return next(evaluations, None)
+
+
+def _start(kind: str, title: str, arguments: list[str], memory_mb: float = USUAL_MB) -> Job:
+    return _changing().start(kind, title, [*arguments, "--workspace", str(cached.workspace().root)], memory_mb=memory_mb)
+
+
+def _changing() -> Jobs:
+    """The jobs, for whoever may start and stop them; raises AccessError."""
     people.check_reviewer()
-    return cached.jobs().start(kind, title, [*arguments, "--workspace", str(cached.workspace().root)])
+    return cached.jobs()
+
+
+def _expected_mb(run: Run) -> float:
+    """What looking into a run takes, in MB: about what making it took, with the same model."""
+    return max(USUAL_MB, run.manifest["peak_memory_mb"])
 
 
 def _written(value: object) -> str:

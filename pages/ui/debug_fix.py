@@ -38,11 +38,11 @@ def section(scene: Scene) -> None:
 
 def wait(scene: Scene, groups: tuple[str, ...]) -> None:
     """The job that makes the preview, or a button to start it."""
-    job = commands.latest("preview")
-    if job and job.active and ",".join(groups) in job.argv:
+    job = commands.latest("preview", about=[scene.run.id, ",".join(groups)])
+    if job and job.active:
         st.caption("All images of the folder go through the model, with and without it: the progress is in the sidebar.")
         return
-    if job and ",".join(groups) in job.argv:
+    if job:
         show.job_progress(job)
     st.button("Make the preview", key="make_preview", on_click=session.quietly(lambda: preview(scene, groups)))
 

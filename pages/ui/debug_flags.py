@@ -55,7 +55,7 @@ def wrong_images(scene: Scene) -> list[dict]:
 
 def find(scene: Scene) -> None:
     """Offer to look for misleading groups, and follow the search."""
-    job = commands.latest("debug")
+    job = commands.latest("debug", about=[scene.run.id, *scene.folders])
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.markdown(
             "Does a group of neurons push images of other classes into this one? Each group is silenced on half of the images, and "
@@ -68,7 +68,7 @@ def find(scene: Scene) -> None:
         )  # fmt: skip
     if job and job.active:
         st.caption("Looking for them: the progress is in the sidebar. The rest of this page can be used meanwhile.")
-    elif job and scene.run.id in job.argv:
+    elif job:
         show.job_progress(job)
 
 

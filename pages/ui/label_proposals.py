@@ -155,13 +155,13 @@ def follow(run: Run) -> None:
     with show.sentences():
         if job.active:
             show.job_progress(job)
-            st.button("Cancel", key=f"label_cancel_{job.id}", on_click=session.quietly(lambda: cached.jobs().cancel(job.id)))
+            st.button("Cancel", key=f"label_cancel_{job.id}", on_click=session.quietly(lambda: commands.cancel(job)))
         elif job.state == JobState.DONE:
             st.html(summary(job.result() or {}, job))
         else:
             show.error(f"{job.title}: {job.message or job.state}")
             st.button(
-                "Resume", key=f"label_resume_{job.id}", on_click=session.quietly(lambda: cached.jobs().resume(job.id)),
+                "Resume", key=f"label_resume_{job.id}", on_click=session.quietly(lambda: commands.resume(job)),
                 help="What was answered before is not asked again",
             )  # fmt: skip
     if session.changed(f"label job {run.id}", job.active):

@@ -265,7 +265,7 @@ def score(scene: Scene, group: NeuronGroup) -> None:
         st.html(label_score.verdict(given))
         label_score.table(given)
     elif wording:
-        job = commands.latest("label")
+        job = commands.latest("label", about=[scene.run.id])
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.html('<div class="nf-small">This wording was not scored yet.</div>', width="content")
             st.button(

@@ -169,8 +169,11 @@ def open_run(run_id: str) -> None:
 
 
 def go(page: str, **parameters: str | None) -> None:
-    """Switch to a page, with these parameters changed."""
+    """Switch to a page, with these parameters changed; what was open in another run is closed."""
     kept = st.session_state.setdefault(_ADDRESS, {})
+    if parameters.get("run", kept.get("run")) != kept.get("run"):
+        for name in _OF_A_RUN:
+            kept.pop(name, None)
     kept.update({name: value for name, value in parameters.items() if value})
     for name in [name for name, value in parameters.items() if not value]:
         kept.pop(name, None)

@@ -351,6 +351,24 @@ def before_after(rows) -> alt.LayerChart:
     return alt.layer(*layers).properties(height=34 * len(order) + 30)
 
 
+def job_share(job: Job) -> float:
+    """How much of its stage a job has done, 0..1."""
+    return min(1.0, job.done / job.total) if job.total else 0.0
+
+
+def job_words(job: Job) -> str:
+    """How a job stands, in one line."""
+    if job.state == JobState.QUEUED:
+        return job.message or "waits until there is memory for it"
+    if job.state == JobState.RUNNING:
+        left = f" · about {duration(job.seconds_left)} left" if job.seconds_left is not None else ""
+        count = f" {job.done} of {job.total}" if job.total else ""
+        return job.message or f"{job.stage or 'starting: loading the libraries and the model'}{count}{left}"
+    if job.state == JobState.DONE:
+        return f"done in {duration(job.seconds)}"
+    return job.message or job.state
+
+
 def job_progress(job: Job, stages: bool = True) -> None:
     """What a job has finished, and a bar for what it does now."""
     if stages and job.stages:
@@ -358,9 +376,6 @@ def job_progress(job: Job, stages: bool = True) -> None:
             '<div class="nf-small">' + " · ".join(f"{escape(stage.name)} ✓ {duration(stage.seconds)}" for stage in job.stages) + "</div>"
         )
     if job.active:
-        left = f" · about {duration(job.seconds_left)} left" if job.seconds_left is not None else ""
-        count = f" {job.done} of {job.total}" if job.total else ""
-        share = min(1.0, job.done / job.total) if job.total else 0.0
-        st.progress(share, text=plain(job.message or f"{job.stage or 'starting: loading the libraries and the model'}{count}{left}"))
+        st.progress(job_share(job), text=plain(job_words(job)))
     elif job.state != JobState.DONE:
-        error(f"{job.title}: {job.message or job.state}")
+        error(f"{job.title}: {job_words(job)}")
