@@ -1,5 +1,6 @@
 """Analyze: which class should I look at, and what will it cost?"""
 
+from contextlib import suppress
 from pathlib import Path
 
 import altair as alt
@@ -244,9 +245,8 @@ def confusion_map(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     key = f"map_{evaluation.id}"
 
     def pick() -> None:
-        cell = session.value(key)["selection"]["cell"]
-        if cell:
-            session.put(target=str(evaluation.class_names.index(cell[0]["predicted"])))
+        with suppress(KeyError, IndexError, TypeError, ValueError):  # nothing is picked, or the browser sent what it likes
+            session.put(target=str(evaluation.class_names.index(session.value(key)["selection"]["cell"][0]["predicted"])))
 
     st.altair_chart(chart, key=key, on_select=pick, selection_mode="cell")
     more = f"{len(rows)} of {len(own)} classes, those with most errors. " if len(rows) < len(own) else ""
@@ -265,7 +265,7 @@ def class_table(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     key = f"classes_{evaluation.id}"
 
     def pick() -> None:
-        chosen = session.value(key)["selection"]["rows"]
+        chosen = session.ticked(key, len(rows))
         if chosen:
             session.put(target=str(rows.loc[chosen[0], "index"]))
 

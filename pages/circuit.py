@@ -26,7 +26,7 @@ def select(node: str | None = None, edge: str | None = None) -> None:
 
 def clicked(run: Run) -> None:
     """Take over a click in the graph; what the frame sends is checked, it may be anything."""
-    chosen = session.component("graph", "selection") or {}
+    chosen = session.component("graph", "selection")
     node, edge = chosen.get("node"), chosen.get("edge")
     if node in run.circuit.group:
         select(node=node)

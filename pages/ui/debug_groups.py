@@ -1,5 +1,6 @@
 """The groups on the Debug page: those in one image with a switch each, how they lead to its answer, and the table of all by score."""
 
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 
@@ -170,7 +171,8 @@ def table(scene: Scene) -> None:
     def edited() -> None:
         """Take over a tick in the table."""
         for row, cells in session.value(key)["edited_rows"].items():
-            scene.switch(scene.report.json["groups"][int(row)]["id"], cells.get("silence", False))
+            with suppress(IndexError, ValueError, AttributeError):  # the browser can send anything
+                scene.switch(scene.report.json["groups"][int(row)]["id"], cells.get("silence") is True)
 
     share = {"format": "%.2f", "min_value": 0.0, "max_value": 1.0, "width": "small"}
     st.data_editor(

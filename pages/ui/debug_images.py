@@ -120,7 +120,7 @@ def confusion(scene: Scene, chosen: str, cell: tuple[int, int] | None) -> None:
     on = cells.get(chosen, lambda t, p: (t, p) == cell)
 
     def pick() -> None:
-        picked = session.component("confusion", "picked") or {}
+        picked = session.component("confusion", "picked")
         try:
             true, predicted = rows[picked["row"]], rows[picked["column"]]  # the browser can send anything
         except (KeyError, IndexError, TypeError):
@@ -181,8 +181,8 @@ def _selected(scene: Scene) -> list[str]:
 
 def _pick(scene: Scene) -> None:
     """Take over a click in the gallery."""
-    picked = session.component("gallery", "picked") or {}
-    path = picked.get("id") if isinstance(picked, dict) else None
+    picked = session.component("gallery", "picked")
+    path = picked.get("id")
     if path not in scene.rows:  # the browser can send anything
         return
     now = _selected(scene)

@@ -176,15 +176,13 @@ def name_field(
     """
 
     def remembered() -> None:
-        author = session.component(KEY, "author")
-        if isinstance(author, str) and not session.value("author"):
+        author = session.component(KEY, "author", str)
+        if author and not session.value("author"):
             session.set_value("author", author[:MAX_LENGTH])
             session.set_value(_REMEMBERED, True)
 
     def entered() -> None:
-        pressed = session.component(KEY, "enter")
-        if isinstance(pressed, dict):
-            on_enter(pressed)
+        on_enter(session.component(KEY, "enter"))
 
     data = {
         "run": run,

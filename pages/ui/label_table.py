@@ -62,7 +62,7 @@ def table(scene: Scene) -> None:
             **{name: st.column_config.ProgressColumn(min_value=0.0, max_value=100.0, format="%d %%", width=112) for name in SHARED},
         },
     )  # fmt: skip
-    ticked = [scene.order[row] for row in (session.value(key) or {}).get("selection", {}).get("rows", []) if row < len(scene.order)]
+    ticked = [scene.order[row] for row in session.ticked(key, len(scene.order))]
     with place, st.container(horizontal=True, vertical_alignment="center", gap="small"):
         chosen(scene, ticked)
 

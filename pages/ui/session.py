@@ -259,9 +259,24 @@ def shown_in_graph(graph: str, selection: dict) -> dict:
     return {**last["sent"], "number": last["number"]}
 
 
-def component(key: str, name: str) -> object:
-    """One value of a component's state, for use in its callback."""
-    return st.session_state[key].get(name)
+def component(key: str, name: str, kind: type[Value] = dict) -> Value:
+    """One value of a component's state, for use in its callback. The browser can send anything: what is not of the kind is empty.
+
+    Of a dict, only texts and numbers are taken over, so that everything in it can be looked up.
+    """
+    state = st.session_state.get(key)
+    sent = state.get(name) if isinstance(state, Mapping) else None
+    if not isinstance(sent, kind):
+        return kind()
+    return {name: value for name, value in sent.items() if isinstance(value, str | int | float)} if kind is dict else sent
+
+
+def ticked(key: str, below: int) -> list[int]:
+    """The rows that are selected in a table of ``below`` rows; the browser can send anything."""
+    found: object = st.session_state.get(key)
+    for name in ("selection", "rows"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return [row for row in found if type(row) is int and 0 <= row < below] if isinstance(found, list) else []
 
 
 def quietly(change: Callable[[], object]) -> Callable[[], None]:
