@@ -222,6 +222,12 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--labelled", action="store_true", help="of prune: also runs about which people decided something")
     runs.add_argument("--dry-run", action="store_true", help="of prune: only say what would go")
 
+    backup = command("backup", _backup, "the whole workspace with its labels in one file; images and checkpoints stay where they are")
+    backup.add_argument("--out", type=Path, required=True, metavar="FILE")
+
+    restore = command("restore", _restore, "a workspace from a backup, in a folder that holds none yet (--workspace)")
+    restore.add_argument("file", type=Path, metavar="FILE")
+
     demo = command("demo", _demo, "write the embedded demo images and analyse them")
     _add_machine_flags(demo)
     return parser
@@ -763,6 +769,20 @@ def _inventory_text(found: "Inventory") -> str:
     )
     lines.append(f"{found.root} takes {_size_text(found.bytes)}, {_size_text(found.free)} are free")
     return "\n".join(lines)
+
+
+def _backup(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine.backup import back_up
+
+    made = back_up(workspace, arguments.out, progress)
+    return made, f"wrote {made['file']} ({_size_text(made['bytes'])}): {made['runs']} runs, {made['files']} files"
+
+
+def _restore(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine.backup import restore
+
+    made = restore(arguments.file, workspace, progress)
+    return made, f"restored {made['runs']} runs, {made['files']} files in {made['workspace']}"
 
 
 def _size_text(size: int) -> str:

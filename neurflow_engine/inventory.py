@@ -17,11 +17,12 @@ from filelock import FileLock, Timeout
 from neurflow_engine.errors import InputError, RunError, near_matches
 from neurflow_engine.files import read_json, writing
 from neurflow_engine.jobs import Jobs
+from neurflow_engine.sql_store import DATABASE
 from neurflow_engine.store import MANIFEST, Draft, Workspace
 
 RUN, EVALUATION, REMAINS, JOB, UPLOAD = "run", "evaluation", "remains", "job", "upload"
 KINDS = {"runs": RUN, "evaluations": EVALUATION, "debug": "debug report", "fidelity": "fidelity report", "previews": "preview"}
-OTHERS = {"llm": "kept replies", "logs": "logs", "demo": "demo images", "backups": "backups"}  # counted, but not by entry
+OTHERS = {"llm": "kept replies", "logs": "logs", "demo": "demo images"}  # counted, but not by entry
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def take(workspace: Workspace) -> Inventory:
     holdings += [
         Holding(UPLOAD, path.name, path, _changed(path), _bytes(path)) for path in _within(workspace.root / "uploads") if path.is_file()
     ]
-    database = sum(path.stat().st_size for path in _within(workspace.root) if path.name.startswith("labels.sqlite"))
+    database = sum(path.stat().st_size for path in _within(workspace.root) if path.name.startswith(DATABASE))
     return Inventory(
         workspace.root,
         tuple(sorted(holdings, key=lambda holding: holding.created, reverse=True)),

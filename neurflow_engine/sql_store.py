@@ -22,6 +22,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from neurflow_engine import migrations
 from neurflow_engine.errors import InputError, NeurflowError, WorkspaceError
 
+DATABASE = "labels.sqlite"  # of a workspace, where no other is set
 MAX_LENGTH = 120  # characters of a text or an author's name
 
 Record = TypeVar("Record")
@@ -150,11 +151,31 @@ class SqlStore:
             raise WorkspaceError(
                 f"The workspace {folder} cannot be created: {error.strerror}; choose a folder that can be written."
             ) from None
-        return cls(sql.URL.create("sqlite", database=str(Path(folder) / "labels.sqlite")))
+        return cls(sql.URL.create("sqlite", database=str(Path(folder) / DATABASE)))
 
     def close(self) -> None:
         """Let go of the database's connections; the store may be used again."""
         self._engine.dispose()
+
+    @property
+    def path(self) -> str | None:
+        """The file of a SQLite database; None on a server."""
+        return self._engine.url.database if self._engine.dialect.name == "sqlite" else None
+
+    def copy_to(self, other: Self) -> None:
+        """Copy all rows, as they stand at one moment, to another database, all of them or none.
+
+        Raises WorkspaceError when it holds some already, or either database cannot be used.
+        """
+        reading = self._engine.connect().execution_options(isolation_level="SERIALIZABLE")
+        with self._speaking(), other._speaking(), reading as source, other._engine.begin() as target:
+            for table in self.metadata.sorted_tables:
+                if target.execute(sql.select(sql.func.count()).select_from(table)).scalar():
+                    raise WorkspaceError(f"The {self.noun} database {other._name} holds {table.name} already; restore into an empty one.")
+                # numbers that a database gives itself are given anew, in the same order
+                columns = [column for column in table.c if column is not table.autoincrement_column]
+                for rows in source.execute(sql.select(*columns).order_by(*table.primary_key)).mappings().partitions(1000):
+                    target.execute(sql.insert(table), [dict(row) for row in rows])
 
     @property
     def _name(self) -> str:

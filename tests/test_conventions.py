@@ -19,6 +19,7 @@ TORCH = {"torch", "torchvision", "timm"}
 HOOKING = ("tracing.py", "fix.py")  # for analysis; and where a model that is not ours has to answer otherwise for good
 WITHOUT_TORCH = [
     "__main__",
+    "backup",
     "access",
     "accuracy",
     "catalogue",
