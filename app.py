@@ -14,7 +14,7 @@ st.set_page_config(
     initial_sidebar_state=264,
 )
 
-PAGES = ("Analyze", "Circuit", "Debug", "Labels")
+PAGES = ("Analyze", "Circuit", "Debug", "Labels", "Compare")
 
 
 def open_run() -> None:

@@ -33,7 +33,6 @@ def follow_job() -> None:
         return
     session.put(job=None, evaluation=result["evaluation"], target=None, layers=None)
     if "run" in result:
-        session.open_run(result["run"])
         session.go("circuit", run=result["run"], tour=tour.second_step())
     st.rerun()
 
@@ -401,7 +400,6 @@ def earlier_runs() -> None:
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.html(f'<h3 class="nf-part">{show.escape(run.target_name)}</h3><div class="nf-small">{show.escape(facts)} · {took}</div>')
                 if st.button("Open", key=f"open_{run.id}"):
-                    session.open_run(run.id)
                     session.go("circuit", run=run.id)
     if len(runs) > 8:
         st.caption(f"{len(runs) - 8} older runs: in the list at the left.")

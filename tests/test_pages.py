@@ -19,7 +19,7 @@ from neurflow_engine.records import LOGITS, Circuit, Edge, NeuronGroup
 from pages.ui import cached, colours, graph, show, trust
 
 APP = str(Path(__file__).parents[1] / "app.py")
-PAGES = ("analyze", "circuit", "debug", "labels")
+PAGES = ("analyze", "circuit", "debug", "labels", "compare")
 EVIL = "</script><img src=x onerror=alert(1)> ![x](http://leak.example/a.png) href"
 
 
@@ -78,11 +78,15 @@ def test_a_page_opens_on_the_newest_run_when_the_link_names_none(page, run):
     assert in_address(app, "run") == run.id
 
 
-@pytest.mark.parametrize("page", ["circuit", "debug", "labels"])
-def test_an_unknown_run_is_one_sentence_that_names_near_matches(page, run):
-    app = opened(page, run=run.id[:-1] + "x")
+@pytest.mark.parametrize("page", ["circuit", "debug", "labels", "compare"])
+def test_an_unknown_run_is_one_sentence_that_names_near_matches_and_a_way_on(page, run):
+    app = opened(page, run=run.id[:-1] + "x", group="layer1/0", image="owl/0.png")
     assert len(app.error) == 1
     assert run.id.replace("-", r"\-") in app.error[0].value
+    app.button(key="open_newest").click().run()
+    assert not app.error
+    assert in_address(app, "run") == run.id
+    assert in_address(app, "group") is None
 
 
 def test_what_an_address_leaves_out_is_not_put_back(run):

@@ -9,6 +9,7 @@ import streamlit as st
 from PIL import Image
 
 from neurflow_engine import catalogue
+from neurflow_engine.comparison import Comparison, compare
 from neurflow_engine.images import open_image
 from neurflow_engine.jobs import Jobs
 from neurflow_engine.labels import LabelStore
@@ -60,6 +61,11 @@ def run(run_id: str) -> Run:
     return _run(str(workspace().root), run_id)
 
 
+def comparison(left: str, right: str) -> Comparison:
+    """Two finished runs side by side; what is found never changes."""
+    return _comparison(str(workspace().root), left, right)
+
+
 def evaluations() -> list[Evaluation]:
     """All finished evaluations, newest first."""
     return _evaluations(str(workspace().root), _changed("evaluations"))
@@ -93,6 +99,11 @@ def _verdicts(root: str) -> VerdictStore:
 @st.cache_resource(max_entries=8)
 def _run(root: str, run_id: str) -> Run:
     return Workspace(root).run(run_id)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Comparing the groups …")
+def _comparison(root: str, left: str, right: str) -> Comparison:
+    return compare(_run(root, left), _run(root, right))
 
 
 @st.cache_resource(max_entries=8)

@@ -23,11 +23,12 @@ _KEPT = {
     "circuit": ("run", "group", "edge", "route", "tab", "limit", "weakest", "stability", "tour"),
     "debug": ("run", "evaluation", "show", "image", "images", "silence", "fix", "job", "page", "look", "alike", "rows", "tour"),
     "labels": ("run", "group", "view", "in", "states", "score", "text", "order", "like", "tour"),
+    "compare": ("run", "with", "part", "kind", "layer", "sheet", "tour"),
 }
 # mean nothing in another run
 _OF_A_RUN = (
     *("group", "edge", "route", "tab", "limit", "weakest", "show", "image", "images", "silence", "fix", "page", "alike", "rows"),
-    *("in", "like", "layers"),
+    *("in", "like", "layers", "kind", "layer", "sheet"),
 )
 _ADDRESS, _NOTICE, _GRAPH, _SEEN, _STEPS, _FIRST = "address", "notice", "graph selection", "seen running", "silenced before", "happened"
 _BROWSER = "browser"
@@ -162,10 +163,10 @@ def undo_silence(step: int) -> None:
         put(silence=steps[step][1])
 
 
-def open_run(run_id: str) -> None:
-    """Make a run the open one."""
+def open_run(run_id: str, **also: str | None) -> None:
+    """Make a run the open one, and change other parameters with it."""
     if run_id != get("run"):
-        put(run=run_id, **dict.fromkeys(_OF_A_RUN))
+        put(**dict.fromkeys(_OF_A_RUN), **also, run=run_id)
 
 
 def go(page: str, **parameters: str | None) -> None:

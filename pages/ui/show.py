@@ -164,11 +164,26 @@ def run_page(title: str, question: str, draw: Callable[[Run], None]) -> None:
     """A page about the open run; without one it says what to do next."""
     session.inside_frame()
     heading(title, question)
-    opened = cached.run(session.get("run")) if session.get("run") else None
+    try:
+        opened = cached.run(session.get("run")) if session.get("run") else None
+    except NeurflowError as problem:  # a link may be older than what became of its run
+        error(str(problem))
+        way_on()
+        return
     if opened is None:
         no_run()
     else:
         draw(opened)
+
+
+def way_on() -> None:
+    """What to do about a run that is not there."""
+    with st.container(horizontal=True):
+        newest = next((run.id for run in cached.workspace().runs()), None)
+        if newest:
+            st.button("Open the newest run", type="primary", key="open_newest", on_click=lambda: session.open_run(newest))
+        if st.button("Go to Analyze", key="go_analyze"):
+            session.go("analyze", run=newest)
 
 
 def percent(share: float | None, digits: int = 0) -> str:
