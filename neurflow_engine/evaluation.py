@@ -4,15 +4,15 @@ In: a classifier and an image set. Out: an ``Evaluation`` in the workspace.
 """
 
 import hashlib
-import time
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from neurflow_engine import per_image
 from neurflow_engine.batching import BATCH, Capacity, fitting
 from neurflow_engine.class_names import FOLDERS
 from neurflow_engine.config import ModelConfig
@@ -26,6 +26,7 @@ from neurflow_engine.speed import Speed, measure
 from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Run, Workspace, now
 from neurflow_engine.tracing import Place, record
 
+_TOP = 5  # classes that are kept of a prediction
 _DEEPEST = 12  # depths for which default layers are noted
 
 
@@ -48,10 +49,9 @@ def evaluate(
 
 
 def _build(draft: Draft, classifier: Classifier, anatomy: Anatomy, image_set: ImageSet, progress: Progress, workers: int | None) -> None:
-    began = time.monotonic()
-    table, skipped, few = _predictions(classifier, image_set, progress, workers)
-    seconds = time.monotonic() - began
+    table, skipped = _predictions(draft, classifier, image_set, progress, workers)
     draft.save_table("predictions", table)
+    _, few = next(iter(ImageBatches(image_set.root, table["path"][:BATCH].tolist(), classifier.preprocessing, BATCH)))
     speed = measure(classifier, anatomy, few)
     draft.publish(
         {
@@ -60,7 +60,6 @@ def _build(draft: Draft, classifier: Classifier, anatomy: Anatomy, image_set: Im
             "created": now(),
             "model": model_manifest(classifier),
             "data": data_manifest(image_set, len(table), skipped),
-            "seconds_per_image": seconds / len(table),
             "speed": {name: value for name, value in asdict(speed).items() if name != "before"},
             "places": [_place(name, anatomy, speed) for name in anatomy.places],
             "default_layers": [anatomy.default(depth) for depth in range(1, _DEEPEST + 1)],
@@ -122,34 +121,29 @@ def _logits(classifier: Classifier, images: Tensor) -> Tensor:
 
 
 def _predictions(
-    classifier: Classifier, image_set: ImageSet, progress: Progress, workers: int | None
-) -> tuple[pd.DataFrame, list[dict], Tensor]:
-    paths = [image.path for image in image_set.images]
-    batches = ImageBatches(image_set.root, paths, classifier.preprocessing, BATCH, workers)
-    rows, few = [], None
+    draft: Draft, classifier: Classifier, image_set: ImageSet, progress: Progress, workers: int | None
+) -> tuple[pd.DataFrame, list[dict]]:
+    paths, few = [image.path for image in image_set.images], min(_TOP, classifier.n_classes)
     capacity = Capacity(classifier.device, BATCH, 1)
-    with progress.stage("evaluate", total=len(image_set.images)) as tick:
-        for indices, images in batches:
-            few = images if few is None else few
-            logits = torch.cat([found for _, found in fitting(images, capacity, lambda some: _logits(classifier, some))])
-            probabilities = logits.softmax(1)
-            top = probabilities.topk(min(5, classifier.n_classes))
-            for row, index in enumerate(indices):
-                image = image_set.images[index]
-                rows.append(
-                    {
-                        "path": image.path,
-                        "true": image.true,
-                        "predicted": int(top.indices[row, 0]),
-                        "probability": float(top.values[row, 0]),
-                        "logit": float(logits[row, top.indices[row, 0]]),
-                        "top5": top.indices[row].tolist(),
-                        "top5_probability": top.values[row].tolist(),
-                    }
-                )
-            tick.advance(len(indices))
-    skipped = left_out(image_set, batches, len(rows))
-    if not all(isfinite(row["logit"]) for row in rows):
+
+    def top(_: np.ndarray, images: Tensor) -> np.ndarray:
+        logits = torch.cat([found for _, found in fitting(images, capacity, lambda some: _logits(classifier, some))])
+        probable = logits.softmax(1).topk(few)
+        return torch.cat([probable.indices, probable.values, logits.gather(1, probable.indices[:, :1])], 1).numpy()
+
+    with progress.stage("evaluate", total=len(paths)) as tick:
+        rows, known, batches = per_image.ask(draft, image_set.root, paths, classifier, 2 * few + 1, top, tick, workers)
+    skipped = left_out(image_set, batches, len(known))
+    if not np.isfinite(rows[:, -1]).all():
         raise DataError("The model gives logits that are not finite numbers on these images; its weights or preprocessing are broken.")
-    table = pd.DataFrame(rows)
-    return table.astype({"true": "Int64"}), skipped, few
+    classes, probabilities = rows[:, :few].astype(int), rows[:, few:-1].astype(float)
+    table = {
+        "path": [paths[index] for index in known],
+        "true": pd.array([image_set.images[index].true for index in known], "Int64"),
+        "predicted": classes[:, 0],
+        "probability": probabilities[:, 0],
+        "logit": rows[:, -1].astype(float),
+        "top5": classes.tolist(),
+        "top5_probability": probabilities.tolist(),
+    }
+    return pd.DataFrame(table), skipped

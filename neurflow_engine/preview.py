@@ -1,7 +1,7 @@
 """The fix preview: groups silenced over a whole folder of images with known classes, before anybody ships the fix.
 
 In: a run, a folder and the groups to silence. Out: accuracy before and after, of every class and of the worst group, and who was helped and
-who was hurt; kept in the workspace, so that the same preview is made once.
+who was hurt; kept in the workspace, so that the same preview is made once, and goes on where it was interrupted.
 """
 
 import hashlib
@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from neurflow_engine import per_image
 from neurflow_engine.accuracy import compared
 from neurflow_engine.batching import BATCH, Capacity, fitting
 from neurflow_engine.debugging import Debugger
 from neurflow_engine.errors import DataError, RunError
 from neurflow_engine.files import read_json
-from neurflow_engine.images import ImageBatches, copies, left_out, match_classes, scan
+from neurflow_engine.images import copies, left_out, match_classes, scan
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import ImageSet, Silencer, SkippedFile
-from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Run, Workspace, now
+from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Draft, Run, Workspace, now
 
 LEAST = 10  # images of a group whose accuracy is told
 _DIGITS = 4
@@ -88,7 +89,7 @@ def preview(
                     "images_root": str(Path(image_set.root).absolute()),
                     "created": now(),
                 }
-                draft.publish(about | _figures(debugger, silencers, image_set, group_ids, progress, workers))
+                draft.publish(about | _figures(debugger, silencers, image_set, group_ids, draft, progress, workers))
     return read_json(folder / MANIFEST)
 
 
@@ -109,6 +110,7 @@ def _figures(
     silencers: Sequence[Silencer],
     image_set: ImageSet,
     group_ids: Sequence[str],
+    draft: Draft,
     progress: Progress,
     workers: int | None,
 ) -> dict:
@@ -120,7 +122,7 @@ def _figures(
             f"No true class is known for the images in {image_set.root}, so a fix cannot be judged on them; "
             f"put them into folders named after classes ({', '.join(names[:5])}, ...)."
         )
-    outcomes, skipped = _outcomes(debugger, silencers, image_set, truths, progress, workers)
+    outcomes, skipped = _outcomes(debugger, silencers, image_set, truths, draft, progress, workers)
     right = outcomes.before == outcomes.true, outcomes.after == outcomes.true
     report = debugger.report if debugger.report and _same_folder(debugger.report, image_set) else None
     presence, present = _presence(report, group_ids, outcomes.paths)
@@ -169,29 +171,27 @@ def _outcomes(
     silencers: Sequence[Silencer],
     image_set: ImageSet,
     truths: Mapping[str, int],
+    draft: Draft,
     progress: Progress,
     workers: int | None,
 ) -> tuple[_Outcomes, list[dict]]:
-    paths, classifier = list(truths), debugger.classifier
-    batches = ImageBatches(image_set.root, paths, classifier.preprocessing, BATCH, workers)
+    paths, true, classifier = list(truths), np.array(list(truths.values())), debugger.classifier
     capacity = Capacity(classifier.device, BATCH, 1)
-    rows = []
 
     def both(images: torch.Tensor) -> torch.Tensor:
         images = images.to(classifier.device)
         return torch.stack([debugger.logits(images), debugger.logits(images, silencers)]).softmax(2)
 
+    def outcomes(indices: np.ndarray, images: torch.Tensor) -> np.ndarray:
+        found = torch.cat([probabilities for _, probabilities in fitting(images, capacity, both)], 1).numpy()
+        of_true = found[:, np.arange(len(indices)), true[indices]]
+        return np.column_stack([*found.argmax(2), found[1].max(1), of_true[1] - of_true[0]])
+
     with progress.stage("preview", len(paths)) as tick:
-        for indices, images in batches:
-            found = torch.cat([probabilities for _, probabilities in fitting(images, capacity, both)], 1).numpy()
-            true = np.array([truths[paths[index]] for index in indices])
-            predicted, each = found.argmax(2), np.arange(len(indices))
-            change = found[1, each, true] - found[0, each, true]
-            rows += zip(indices, true, *predicted, found[1].max(1), change, strict=True)
-            tick.advance(len(indices))
-    skipped = left_out(image_set, batches, len(rows))
-    indices, *columns = zip(*rows, strict=True)
-    return _Outcomes(tuple(paths[index] for index in indices), *map(np.array, columns)), skipped
+        rows, known, batches = per_image.ask(draft, image_set.root, paths, classifier, 4, outcomes, tick, workers)
+    skipped = left_out(image_set, batches, len(known))
+    before, after = rows[:, :2].T.astype(int)
+    return _Outcomes(tuple(paths[index] for index in known), true[known], before, after, rows[:, 2], rows[:, 3]), skipped
 
 
 def _same_folder(report: DebugReport, image_set: ImageSet) -> bool:

@@ -138,11 +138,14 @@ class Events(Progress):
         self._finished = False
 
     def finish(self, event, message=None):
-        """Append the last line; only the first call counts."""
+        """Append the last line; only the first call counts. On a full disk it takes the place of earlier ones."""
         if not self._finished:
             self._finished = True
-            with suppress(WorkspaceError):  # on a full disk the exit code still tells, and the first error is the one to show
+            try:
                 self._append(event=event, message=message)
+            except WorkspaceError:
+                with suppress(OSError):  # the exit code still tells, and the first error is the one to show
+                    self._overwrite(event=event, message=message)
 
     def _began(self, stage):
         self._append(stage=stage.name, done=0, total=stage.total)
@@ -154,6 +157,13 @@ class Events(Progress):
     def _left(self, stage, seconds):
         if seconds is not None:
             self._append(stage=stage.name, done=stage.done, total=stage.total, seconds=round(seconds, 3))
+
+    def _overwrite(self, **fields):
+        """Write a line where the file ends now, which needs no room; what it cuts in two is no line any more."""
+        line = "\n" + json.dumps({"time": time.time(), **fields}) + "\n"
+        with open(self._path, "r+b") as file:
+            file.seek(max(0, self._path.stat().st_size - len(line)))
+            file.write(line.encode())
 
     def _append(self, **fields):
         line = json.dumps({"time": time.time(), **fields}) + "\n"

@@ -266,7 +266,6 @@ class Evaluation:
         self.class_names = tuple(self.manifest["model"]["class_names"])
         self.label_rule: str = self.manifest["data"]["label_rule"]
         self.skipped = [SkippedFile(**file) for file in self.manifest["data"]["skipped"]]
-        self.seconds_per_image: float = self.manifest["seconds_per_image"]
         self.speed: dict[str, float] = self.manifest["speed"]  # see speed.Speed
 
     @cached_property

@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import time
 
 import pytest
@@ -74,6 +75,25 @@ def test_events_of_a_fast_stage_are_throttled(tmp_path):
 def test_an_unwritable_event_file_is_one_sentence(tmp_path):
     with pytest.raises(WorkspaceError, match="cannot be written"), Events(tmp_path / "missing" / "events.jsonl").stage("a"):
         pass
+
+
+def test_the_last_words_are_written_where_no_room_is_left_for_more(tmp_path):
+    path = tmp_path / "events.jsonl"
+    progress = Events(path)
+    for name in ("patches", "activations", "circuit"):
+        with progress.stage(name):
+            pass
+    before, written = resource.getrlimit(resource.RLIMIT_FSIZE), path.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (written, before[1]))
+    try:
+        with pytest.raises(WorkspaceError, match="File too large"), progress.stage("thumbnails"):
+            pass
+        progress.finish("failed", "The disk is full.")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.stat().st_size == written
+    last = path.read_text().splitlines()[-1]
+    assert json.loads(last) | {"time": 0} == {"time": 0, "event": "failed", "message": "The disk is full."}
 
 
 def test_bars_show_the_stage_its_steps_and_the_time_left():
