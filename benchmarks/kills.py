@@ -366,31 +366,31 @@ class Torture:
 
 
 @contextmanager
-def browser_page() -> Iterator:
-    """A tab of Chromium."""
+def chromium() -> Iterator:
+    """A browser without a window."""
     from playwright.sync_api import sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        page = browser.new_page(viewport={"width": 1440, "height": 1600})
-        page.set_default_timeout(1000 * PATIENCE)
-        yield page
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
         browser.close()
 
 
-def torture(kills: int, seed: int, folder: Path, say=lambda line: None) -> Tally:
+def torture(kills: int, seed: int, folder: Path, browser, say=lambda line: None) -> Tally:
     """Kill ``kills`` times, in a new folder."""
-    with browser_page() as page:
-        work = Torture(folder, page, random.Random(seed))
-        try:
-            while work.tally.kills.total() < kills:
-                work.once()
-                job = work.job()
-                say(f"{work.tally.kills.total()} kills: job {job.state} in {job.stage or '-'}, {len(work.tally.problems)} problems")
-            work.finish()
-        finally:
-            work.end()
+    page = browser.new_page(viewport={"width": 1440, "height": 1600})
+    page.set_default_timeout(1000 * PATIENCE)
+    work = Torture(folder, page, random.Random(seed))
+    try:
+        while work.tally.kills.total() < kills:
+            work.once()
+            job = work.job()
+            say(f"{work.tally.kills.total()} kills: job {job.state} in {job.stage or '-'}, {len(work.tally.problems)} problems")
+        work.finish()
+    finally:
+        work.end()
+        page.close()
     return work.tally
 
 
@@ -402,8 +402,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        tally = torture(given.kills, given.seed, Path(folder), lambda line: print(line, file=sys.stderr, flush=True))
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
+        tally = torture(given.kills, given.seed, Path(folder), browser, lambda line: print(line, file=sys.stderr, flush=True))
     print(tally.table())
     return 1 if tally.problems else 0
 

@@ -24,6 +24,7 @@ from neurflow_engine.errors import InputError, NeurflowError, WorkspaceError
 
 DATABASE = "labels.sqlite"  # of a workspace, where no other is set
 MAX_LENGTH = 120  # characters of a text or an author's name
+PATIENCE = 10.0  # seconds that a change waits for another program that has a SQLite file to itself
 
 Record = TypeVar("Record")
 Change = TypeVar("Change")
@@ -189,6 +190,11 @@ class SqlStore:
         except IntegrityError:
             raise LostRace from None
         except SQLAlchemyError as error:
+            if _first_line(error) == "database is locked":
+                raise WorkspaceError(
+                    f"The {self.noun} database {self._name} is locked by another program for more than {PATIENCE:g} s, so nothing was "
+                    "changed; try again, and if it stays so, end the program that holds it."
+                ) from None
             raise WorkspaceError(
                 f"The {self.noun} database {self._name} cannot be used: {_first_line(error)}; "
                 "check that it can be reached and written and has space left, or set NEURFLOW_DATABASE_URL to another one."
@@ -316,7 +322,7 @@ class LostRace(Exception):
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record) -> None:
-    connection.execute("PRAGMA busy_timeout = 30000")
+    connection.execute(f"PRAGMA busy_timeout = {PATIENCE * 1000:.0f}")
     connection.execute("PRAGMA foreign_keys = ON")
     with suppress(sqlite3.OperationalError):  # a read-only file keeps its journal, and can still be read
         connection.execute("PRAGMA journal_mode = WAL")

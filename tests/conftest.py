@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -46,6 +47,24 @@ def draw_images(root: Path, *folders: str, n: int = 3, size: int = 48) -> Path:
             (ImageDraw.Draw(image).ellipse if place % 2 else ImageDraw.Draw(image).rectangle)(box, fill=ink)
             image.save(root / folder / f"{number:02d}.png")
     return root
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mount a tiny disk of the options given, and a function that mounts it anew with others."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if shutil.which("mount") is None:
+        pytest.skip("needs mount")
+
+    def mount(*options):
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip("needs the right to mount")
+        return folder
+
+    yield mount
+    while subprocess.run(["mountpoint", "-q", folder]).returncode == 0:
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

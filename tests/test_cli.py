@@ -641,29 +641,6 @@ class TestBadInput:
         assert "would run code" in sentence or "damaged" in sentence
 
 
-def mounted(folder: Path, *options: str):
-    """Mount a file system in memory, where this process may."""
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """Mount a tiny disk of the options given, and a function that mounts it anew with others."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if shutil.which("mount") is None:
-        pytest.skip("needs mount")
-
-    def mount(*options):
-        mounted(folder, *options)
-        return folder
-
-    yield mount
-    while subprocess.run(["mountpoint", "-q", folder]).returncode == 0:
-        subprocess.run(["umount", folder], check=True)
-
-
 class TestWorkspaceThatCannotBeWritten:
     FLAGS = ("analyze", *DEMO_MODEL, "--target", "sailboat", *SMALL)
 
