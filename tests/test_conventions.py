@@ -1,6 +1,7 @@
 """Conventions worth keeping: who may import what, who may touch a model, and that the README's commands exist."""
 
 import ast
+import inspect
 import re
 import shlex
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from neurflow_engine.__main__ import _parser
+from neurflow_engine.edits import EditStore
+from neurflow_engine.labels import LabelStore
+from neurflow_engine.verdicts import VerdictStore
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = sorted((ROOT / "neurflow_engine").rglob("*.py"))
@@ -142,6 +146,42 @@ def test_nothing_is_unpickled_or_run(path):
 @pytest.mark.parametrize("path", [path for path in PAGES if path.name != "session.py"], ids=named)
 def test_only_one_file_touches_the_session_state(path):
     assert "session_state" not in {node.attr for node in nodes(path) if isinstance(node, ast.Attribute)}
+
+
+CHANGES = {  # of what is kept: whoever makes one says who they are
+    name
+    for store in (LabelStore, VerdictStore, EditStore)
+    for name, method in inspect.getmembers(store, inspect.isfunction)
+    if not name.startswith("_") and "author" in inspect.signature(method).parameters
+}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_a_page_changes_what_is_kept_in_the_name_of_a_reviewer_only(path):
+    for node in nodes(path):
+        where = f"{named(path)}:{getattr(node, 'lineno', 0)}"
+        assert not (isinstance(node, ast.FunctionDef) and node.name == "author" and path.name != "people.py"), where
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        of = ast.unparse(node.func.value)
+        if node.func.attr in CHANGES and re.search(r"(labels|verdicts|edits)\(\)$|^store$", of):
+            given = {ast.unparse(argument) for argument in (*node.args, *(keyword.value for keyword in node.keywords))}
+            assert given & {"author()", "people.author()"}, where
+        assert not re.search(r"jobs\(\)$", of) or node.func.attr in ("all", "get") or path.name == "commands.py", where
+
+
+def test_the_rule_about_changes_would_be_seen_to_be_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_conventions.ROOT", tmp_path)
+    assert {"decide", "edit", "undo", "approve_many", "import_rows", "give", "merge", "split", "hide", "pin"} <= CHANGES
+    for line in (
+        "cached.labels().decide(run, group, state, 'me', 1)",
+        "store.give(run, group, judgement, name, 1)",
+        "cached.jobs().start('demo', 'Demo', [])",
+        "def author(): return 'me'",
+    ):
+        (tmp_path / "page.py").write_text(line)
+        with pytest.raises(AssertionError):
+            test_a_page_changes_what_is_kept_in_the_name_of_a_reviewer_only(tmp_path / "page.py")
 
 
 def test_light_modules_do_not_pull_torch_in():

@@ -21,6 +21,7 @@ from neurflow_engine.records import LOGITS, NeuronGroup
 from neurflow_engine.store import Run
 from pages.ui import cached, colours, glossary, session, tour
 
+LONGEST = 1200  # characters of an error
 TRUSTED = {True: ("trusted", "✓", "ours"), False: ("not to be trusted", "✗", "adds"), None: ("undecided", "?", "muted")}
 NOT_CHECKED = ("not checked", "○", "muted")
 
@@ -106,8 +107,8 @@ def plain(text: str) -> str:
 
 
 def error(text: str) -> None:
-    """A sentence about what went wrong."""
-    st.error(plain(text), icon=":material/error:")
+    """A sentence about what went wrong; what it quotes may be of any length."""
+    st.error(plain(text if len(text) <= LONGEST else f"{text[:LONGEST]}…"), icon=":material/error:")
 
 
 @contextmanager
