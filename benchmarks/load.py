@@ -1,0 +1,284 @@
+"""Many people at one server: ``python -m benchmarks.load --sessions 20 --minutes 10`` prints what each interaction takes and costs.
+
+Every session is a connection that speaks the protocol of Streamlit's browser part, so what is measured is the server, not twenty
+browsers: it opens the pages of a run in turn, clicks groups of the circuit, silences groups on an image and takes that back, approves names
+and undoes that, with pauses between, and its timers go on meanwhile as a browser's do. Every answer is checked for what it must show.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import psutil
+import websockets
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+
+from neurflow_engine.records import LOGITS
+from neurflow_engine.store import Run, Workspace
+from tests.browsing import serving
+
+PATIENCE = 60.0  # seconds after which an interaction counts as unanswered
+TIMER = 5.0  # seconds between two runs of the sidebar's fragment, as the page asks for while nothing runs
+PAUSE = (1.0, 4.0)  # seconds between two interactions of one person
+FINISHED = ForwardMsg.FINISHED_SUCCESSFULLY, ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY
+BROKEN = b"Something went wrong"
+
+
+class Unanswered(Exception):
+    """The app did not do what was asked; the message says what."""
+
+
+@dataclass
+class Record:
+    """What was measured."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # by interaction
+    received: dict[str, list[int]] = field(default_factory=dict)  # bytes, by interaction
+    errors: list[str] = field(default_factory=list)
+    conflicts: int = 0  # decisions refused because another session was faster
+
+
+class Session:
+    """One tab: what it has on its page, and what it does with it."""
+
+    def __init__(self, socket: websockets.ClientConnection, address: str, record: Record):
+        self.socket, self.address, self.record = socket, address, record
+        self.page, self.query, self.hash = "", "", ""
+        self.widgets: dict[str, str] = {}  # id of each widget by the key it has in the code
+        self.fragments: dict[str, str] = {}  # by widget id: the part of the page that it draws again
+        self.values: dict[str, dict] = {}  # by widget id: what was set on this page
+        self.timer = ""  # the fragment of the sidebar
+
+    async def open(self, page: str, **query: str) -> None:
+        """Open a link."""
+        self.page, self.query, self.hash = page, urlencode(query, quote_via=quote), ""
+        self.widgets, self.fragments, self.values, self.timer = {}, {}, {}, ""
+        await self.measured(f"open {page.capitalize()}", self.page.capitalize())
+
+    async def act(self, name: str, key: str, expected: str, **value: object) -> None:
+        """Press or set the widget whose key begins so; ``value`` is a field of Streamlit's WidgetState."""
+        widget = next((own for known, own in self.widgets.items() if known.startswith(key)), None)
+        if widget is None:
+            raise Unanswered(f"{self.page}: no {key}* on the page")
+        self.values[widget] = value
+        await self.measured(name, expected, self.fragments.get(widget, ""))
+        if "trigger_value" in value:
+            del self.values[widget]
+
+    async def measured(self, name: str, expected: str, fragment: str = "") -> None:
+        """Send one rerun, wait for all of its answer and note what it took; raises Unanswered."""
+        began = time.perf_counter()
+        await self.send(fragment)
+        size, seen = await asyncio.wait_for(self.answer(expected.encode()), PATIENCE)
+        self.record.seconds.setdefault(name, []).append(time.perf_counter() - began)
+        self.record.received.setdefault(name, []).append(size)
+        if not seen:
+            raise Unanswered(f"{name}: the answer does not show {expected!r}")
+
+    async def send(self, fragment: str = "", timer: bool = False) -> None:
+        """Ask for a run of the page, or of one fragment."""
+        message = BackMsg()
+        state = message.rerun_script
+        state.query_string, state.page_name, state.page_script_hash = self.query, self.page, self.hash
+        state.fragment_id, state.is_auto_rerun = fragment, timer
+        state.context_info.url = f"{self.address}/{self.page}"
+        for widget, value in self.values.items():
+            entry = state.widget_states.widgets.add(id=widget)
+            for kind, content in value.items():
+                setattr(entry, kind, content)
+        await self.socket.send(message.SerializeToString())
+
+    async def answer(self, expected: bytes = b"") -> tuple[int, bool]:
+        """Read until the run has ended; bytes received, and whether what was expected came. Raises Unanswered for an error on the page."""
+        size, seen = 0, False
+        while True:
+            data = await self.socket.recv()
+            size, seen = size + len(data), seen or expected in data
+            if BROKEN in data:
+                raise Unanswered(f"{self.page}: the page says that something went wrong")
+            message = ForwardMsg.FromString(data)
+            kind = message.WhichOneof("type")
+            if kind == "delta":
+                self.note(message)
+            elif kind == "page_info_changed":
+                self.query = message.page_info_changed.query_string
+            elif kind == "new_session":
+                self.hash = message.new_session.page_script_hash
+            elif kind == "auto_rerun":
+                self.timer = self.timer or message.auto_rerun.fragment_id
+            elif kind == "session_event" and message.session_event.HasField("script_compilation_exception"):
+                raise Unanswered(f"{self.page}: does not compile")
+            elif kind == "script_finished" and message.script_finished in FINISHED:
+                return size, seen
+
+    def note(self, message: ForwardMsg) -> None:
+        """Remember the widgets that are drawn."""
+        delta = message.delta
+        if delta.WhichOneof("type") != "new_element":
+            return
+        kind = delta.new_element.WhichOneof("type")
+        if kind == "exception":
+            raise Unanswered(f"{self.page}: {delta.new_element.exception.type}")
+        widget = getattr(getattr(delta.new_element, kind or "", None), "id", "")
+        if isinstance(widget, str) and widget.startswith("$$ID-"):
+            key = widget.split("-", 2)[-1]
+            self.widgets[key] = widget
+            self.fragments[widget] = delta.fragment_id
+
+    async def pause(self, seconds: float) -> None:
+        """Look at the page; its timer goes on."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, TIMER))
+            if self.timer and time.monotonic() < end:
+                await self.send(self.timer, timer=True)
+                await asyncio.wait_for(self.answer(), PATIENCE)
+
+
+async def visit(session: Session, run: Run, number: int, chance: random.Random) -> None:
+    """One round of a person through circuit, debug and labels."""
+
+    async def pause() -> None:
+        await session.pause(chance.uniform(*PAUSE))
+
+    groups = [group.id for group in run.circuit.groups if group.layer != LOGITS]
+    own = groups[number % len(groups)]
+    await session.open("circuit", run=run.id)
+    await pause()
+    for group in chance.sample(groups, 3):
+        selection = json.dumps({"selection": {"node": group, "edge": None}})
+        layer, _, place = group.rpartition("/")
+        await session.act("click a group", "graph", f"{layer} · group {place} ·", json_value=selection)
+        await pause()
+    image = chance.choice(run.circuit.images).path
+    await session.open("debug", run=run.id, image=image)
+    await pause()
+    await session.act("silence a group", f"silence_{run.id}_{own}_False", "silence", bool_value=True)
+    await pause()
+    await session.act("silence nothing", "silence_nothing", "Debug", trigger_value=True)
+    await pause()
+    await session.open("labels", run=run.id, group=own)
+    await pause()
+    await session.act("approve a name", f"approve_{own}", "approve", trigger_value=True)
+    await pause()
+    if any(key.startswith("theirs_") for key in session.widgets):
+        session.record.conflicts += 1
+        await session.act("settle a conflict", "theirs_", "kept as it is", trigger_value=True)
+    else:
+        await session.act("undo", "undo_", "undone", trigger_value=True)
+    await pause()
+
+
+async def person(address: str, run: Run, number: int, seconds: float, record: Record) -> None:
+    """One round after the other until the time is over; what goes wrong is noted, and the person comes back in a new tab."""
+    chance, end = random.Random(number), time.monotonic() + seconds
+    where = f"{address.replace('http', 'ws', 1)}/_stcore/stream"
+    await asyncio.sleep(chance.uniform(0, PAUSE[1]))
+    while True:
+        try:
+            async with websockets.connect(where, subprotocols=["streamlit"], origin=address, max_size=None) as socket:
+                session = Session(socket, address, record)
+                while True:
+                    await visit(session, run, number, chance)
+                    if time.monotonic() > end:
+                        return
+        except (Unanswered, TimeoutError, OSError, websockets.WebSocketException) as problem:
+            record.errors.append(f"session {number}: {problem or type(problem).__name__}")
+        if time.monotonic() > end:
+            return
+
+
+def server_of(address: str) -> psutil.Process:
+    """The process that listens there."""
+    port = int(address.rsplit(":", 1)[1])
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(connection.laddr.port == port for connection in child.net_connections() if connection.status == psutil.CONN_LISTEN):
+                return child
+    raise RuntimeError(f"nothing of ours listens on port {port}")
+
+
+async def load(address: str, run: Run, sessions: int, minutes: float) -> tuple[Record, list[tuple[float, float]]]:
+    """Warm the server up with one visit, then let everybody in; the record, and the server's memory in MB by minute."""
+    server, memory, began = server_of(address), [], time.monotonic()
+
+    async def watch() -> None:
+        while True:
+            memory.append(((time.monotonic() - began) / 60, server.memory_info().rss / 1e6))
+            await asyncio.sleep(5)
+
+    memory.append((0.0, server.memory_info().rss / 1e6))
+    await person(address, run, 0, 0, warm := Record())
+    if warm.errors:
+        raise SystemExit(f"The first visit failed: {warm.errors[0]}")
+    watcher, record = asyncio.create_task(watch()), Record()
+    await asyncio.gather(*(person(address, run, number, 60 * minutes, record) for number in range(sessions)))
+    watcher.cancel()
+    return record, memory
+
+
+@contextmanager
+def demo(source: Path | None) -> Iterator[Workspace]:
+    """A workspace of its own with the demo's run, names proposed, and a debug report."""
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Workspace(Path(folder) / "workspace")
+        if source:
+            shutil.copytree(source, workspace.root)
+        environment = os.environ | {"NEURFLOW_WORKSPACE": str(workspace.root)}
+
+        def engine(*arguments: str) -> None:
+            subprocess.run([sys.executable, "-m", "neurflow_engine", *arguments], env=environment, check=True, stdout=subprocess.DEVNULL)
+
+        if not workspace.runs():
+            engine("demo")
+        run = workspace.runs()[0]
+        engine("label", run.id, "--offline", "--no-score")
+        yield workspace
+
+
+def table(record: Record, memory: list[tuple[float, float]], sessions: int, minutes: float) -> str:
+    """What it came to."""
+    lines = [f"{'interaction':<20} {'n':>6} {'p50 s':>7} {'p95 s':>7} {'max s':>7} {'kB':>7}"]
+    for name, values in sorted(record.seconds.items()):
+        ordered = sorted(values)
+        cut = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+        size = statistics.median(record.received[name]) / 1e3
+        lines.append(f"{name:<20} {len(values):>6} {statistics.median(values):>7.2f} {cut:>7.2f} {ordered[-1]:>7.2f} {size:>7.0f}")
+    everything = [value for values in record.seconds.values() for value in values]
+    lines.append(f"{sessions} sessions, {minutes:g} minutes: {len(everything)} interactions, {len(record.errors)} errors, "
+                 f"{record.conflicts} conflicts settled")  # fmt: skip
+    marks = [memory[0], memory[1], *memory[2 :: max(1, len(memory) // 6)], memory[-1]]
+    lines.append("server's memory: " + ", ".join(f"{size:.0f} MB at {minute:.1f} min" for minute, size in marks))
+    return "\n".join([*lines, *record.errors[:20]])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.splitlines()[0])
+    parser.add_argument("--sessions", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--workspace", type=Path, help="to take a copy of, instead of analysing the demo anew; its newest run is visited")
+    arguments = parser.parse_args()
+    with demo(arguments.workspace) as workspace:
+        run = workspace.open_run(workspace.runs()[0].id)
+        with serving(workspace.root) as address:
+            record, memory = asyncio.run(load(address, run, arguments.sessions, arguments.minutes))
+    print(table(record, memory, arguments.sessions, arguments.minutes))
+    return bool(record.errors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
