@@ -1,11 +1,13 @@
 """NeurFlow Debugger: navigation, and the frame around every page. Start with ``streamlit run app.py``."""
 
+import time
 from html import escape
 from pathlib import Path
 
 import streamlit as st
 
-from pages.ui import cached, jobs_panel, link, people, session, show
+from neurflow_engine import logs
+from pages.ui import cached, jobs_panel, link, people, session, show, storage
 
 st.set_page_config(
     page_title="NeurFlow Debugger",
@@ -50,6 +52,7 @@ def open_run() -> None:
 
 page = st.navigation([st.Page(f"pages/{name.lower()}.py", title=name, default=name == "Analyze") for name in PAGES], position="top")
 show.frame()
+logs.begin(cached.workspace().root, also_stderr=True)
 admitted = False
 with show.sentences():
     admitted = people.admitted()
@@ -63,7 +66,10 @@ with show.sentences():
         link.copy_link()
         people.card()
         jobs_panel.panel()
+        storage.line()
     jobs_panel.announce()
     show.notice()
+began = time.perf_counter()
 with show.sentences():
     page.run()
+logs.event("page drawn", page=page.title.lower(), run=session.get("run"), seconds=time.perf_counter() - began)

@@ -58,24 +58,23 @@ class Session:
     def __init__(self, socket: websockets.ClientConnection, address: str, record: Record):
         self.socket, self.address, self.record = socket, address, record
         self.page, self.query, self.hash = "", "", ""
-        self.widgets: dict[str, str] = {}  # id of each widget by the key it has in the code
-        self.fragments: dict[str, str] = {}  # by widget id: the part of the page that it draws again
+        self.widgets: dict[str, tuple[str, str]] = {}  # by the key in the code: id, and the fragment that is drawn again; newest first
         self.values: dict[str, dict] = {}  # by widget id: what was set on this page
         self.timer = ""  # the fragment of the sidebar
 
     async def open(self, page: str, **query: str) -> None:
         """Open a link."""
         self.page, self.query, self.hash = page, urlencode(query, quote_via=quote), ""
-        self.widgets, self.fragments, self.values, self.timer = {}, {}, {}, ""
+        self.widgets, self.values, self.timer = {}, {}, ""
         await self.measured(f"open {page.capitalize()}", self.page.capitalize())
 
     async def act(self, name: str, key: str, expected: str, **value: object) -> None:
         """Press or set the widget whose key begins so; ``value`` is a field of Streamlit's WidgetState."""
-        widget = next((own for known, own in self.widgets.items() if known.startswith(key)), None)
+        widget, fragment = next((own for known, own in self.widgets.items() if known.startswith(key)), (None, ""))
         if widget is None:
             raise Unanswered(f"{self.page}: no {key}* on the page")
         self.values[widget] = value
-        await self.measured(name, expected, self.fragments.get(widget, ""))
+        await self.measured(name, expected, fragment)
         if "trigger_value" in value:
             del self.values[widget]
 
@@ -104,7 +103,7 @@ class Session:
 
     async def answer(self, expected: bytes = b"") -> tuple[int, bool]:
         """Read until the run has ended; bytes received, and whether what was expected came. Raises Unanswered for an error on the page."""
-        size, seen = 0, False
+        size, seen, drawn = 0, False, {}
         while True:
             data = await self.socket.recv()
             size, seen = size + len(data), seen or expected in data
@@ -113,31 +112,34 @@ class Session:
             message = ForwardMsg.FromString(data)
             kind = message.WhichOneof("type")
             if kind == "delta":
-                self.note(message)
+                drawn |= self.widgets_of(message)
             elif kind == "page_info_changed":
                 self.query = message.page_info_changed.query_string
             elif kind == "new_session":
-                self.hash = message.new_session.page_script_hash
+                drawn = {}
+            elif kind == "navigation":
+                self.hash = message.navigation.page_script_hash
             elif kind == "auto_rerun":
                 self.timer = self.timer or message.auto_rerun.fragment_id
             elif kind == "session_event" and message.session_event.HasField("script_compilation_exception"):
                 raise Unanswered(f"{self.page}: does not compile")
             elif kind == "script_finished" and message.script_finished in FINISHED:
+                whole = message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY
+                self.widgets = drawn | {key: known for key, known in self.widgets.items() if not whole and key not in drawn}
                 return size, seen
 
-    def note(self, message: ForwardMsg) -> None:
-        """Remember the widgets that are drawn."""
+    def widgets_of(self, message: ForwardMsg) -> dict[str, tuple[str, str]]:
+        """The widget that is drawn, if any."""
         delta = message.delta
         if delta.WhichOneof("type") != "new_element":
-            return
+            return {}
         kind = delta.new_element.WhichOneof("type")
         if kind == "exception":
             raise Unanswered(f"{self.page}: {delta.new_element.exception.type}")
         widget = getattr(getattr(delta.new_element, kind or "", None), "id", "")
-        if isinstance(widget, str) and widget.startswith("$$ID-"):
-            key = widget.split("-", 2)[-1]
-            self.widgets[key] = widget
-            self.fragments[widget] = delta.fragment_id
+        if not isinstance(widget, str) or not widget.startswith("$$ID-"):
+            return {}
+        return {widget.split("-", 2)[-1]: (widget, delta.fragment_id)}
 
     async def pause(self, seconds: float) -> None:
         """Look at the page; its timer goes on."""

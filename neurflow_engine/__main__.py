@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from neurflow_engine import logs
 from neurflow_engine import progress as progress_
 from neurflow_engine.access import check_readable, using_workspace
 from neurflow_engine.catalogue import list_models
@@ -715,6 +716,7 @@ def _written(out: Path, content: bytes, report: DebugReport | None = None) -> tu
 
 def _runs(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     from neurflow_engine import inventory
+    from neurflow_engine.inventory import in_words
 
     found = inventory.take(workspace)
     if arguments.action == "list":
@@ -727,9 +729,9 @@ def _runs(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
         inventory.delete(choice.gone)
     gone = [{"kind": holding.kind, "id": holding.id, "bytes": holding.bytes} for holding in choice.gone]
     result = {"schema": SCHEMA, "deleted": not arguments.dry_run, "bytes": choice.bytes, "gone": gone, "spared": choice.spared}
-    lines = [f"{holding.kind} {holding.id}, {_size_text(holding.bytes)}, {holding.age.days} days old" for holding in choice.gone]
+    lines = [f"{holding.kind} {holding.id}, {in_words(holding.bytes)}, {holding.age.days} days old" for holding in choice.gone]
     lines += [f"{run} stays. {reason}" for run, reason in choice.spared.items()]
-    lines.append(f"{'would free' if arguments.dry_run else 'freed'} {_size_text(choice.bytes)}")
+    lines.append(f"{'would free' if arguments.dry_run else 'freed'} {in_words(choice.bytes)}")
     return result, "\n".join(lines)
 
 
@@ -755,27 +757,30 @@ def _inventory_json(found: "Inventory") -> dict:
 
 
 def _inventory_text(found: "Inventory") -> str:
+    from neurflow_engine.inventory import in_words
+
     lines = []
     for run in found.of("run"):
         about, decided = found.about(run.id), found.decided.get(run.id, 0)
-        more = f"{len(about)} reports ({_size_text(sum(holding.bytes for holding in about))})" if about else "no reports"
+        more = f"{len(about)} reports ({in_words(sum(holding.bytes for holding in about))})" if about else "no reports"
         busy = ", being worked on" if run.busy else ""
-        lines.append(f"{run.id:<40} {_size_text(run.bytes):>9}  {run.age.days:>4} days old  {more}, {decided} decisions{busy}")
+        lines.append(f"{run.id:<40} {in_words(run.bytes):>9}  {run.age.days:>4} days old  {more}, {decided} decisions{busy}")
     orphans, evaluations = found.orphans(), found.of("evaluation")
     rest = {f"{len(evaluations)} evaluations": sum(holding.bytes for holding in evaluations)} | found.others
-    lines += [f"{name:<40} {_size_text(size):>9}" for name, size in rest.items()]
+    lines += [f"{name:<40} {in_words(size):>9}" for name, size in rest.items()]
     lines.append(
-        f"{len(orphans)} things that nothing needs take {_size_text(sum(holding.bytes for holding in orphans))} (runs prune --orphans)"
+        f"{len(orphans)} things that nothing needs take {in_words(sum(holding.bytes for holding in orphans))} (runs prune --orphans)"
     )
-    lines.append(f"{found.root} takes {_size_text(found.bytes)}, {_size_text(found.free)} are free")
+    lines.append(f"{found.root} takes {in_words(found.bytes)}, {in_words(found.free)} are free")
     return "\n".join(lines)
 
 
 def _backup(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     from neurflow_engine.backup import back_up
+    from neurflow_engine.inventory import in_words
 
     made = back_up(workspace, arguments.out, progress)
-    return made, f"wrote {made['file']} ({_size_text(made['bytes'])}): {made['runs']} runs, {made['files']} files"
+    return made, f"wrote {made['file']} ({in_words(made['bytes'])}): {made['runs']} runs, {made['files']} files"
 
 
 def _restore(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
@@ -783,10 +788,6 @@ def _restore(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
 
     made = restore(arguments.file, workspace, progress)
     return made, f"restored {made['runs']} runs, {made['files']} files in {made['workspace']}"
-
-
-def _size_text(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _demo(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
@@ -813,6 +814,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress = progress_.Both(progress_.Bars(), progress_.Events(arguments.events)) if arguments.events else progress_.Bars()
         _stop_on_signals(progress)
         workspace = Workspace(arguments.workspace)
+        if arguments.events:
+            logs.begin(workspace.root)
+            named = getattr(arguments, "run", None)
+            logs.event(
+                "job began", job=arguments.events.parent.name, command=arguments.command, run=named if isinstance(named, str) else None
+            )
         with using_workspace(workspace.root):
             result, text = arguments.work(arguments, workspace, progress)
         print(json.dumps(result, ensure_ascii=False, allow_nan=False) if arguments.json else text, flush=True)
@@ -827,6 +834,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _ended(progress, FAILED, "failed", "Nobody reads the output any more.")
     except Exception as error:
         _write_traceback(arguments.events)
+        logs.failure("command failed", error, command=arguments.command)
         return _ended(progress, FAILED, "failed", f"Unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
 

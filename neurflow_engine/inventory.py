@@ -199,6 +199,15 @@ def delete(holdings: Iterable[Holding]) -> None:
                 lock.release()
 
 
+def in_words(size: float) -> str:
+    """Bytes as people say them.
+
+    >>> in_words(8_300_000)
+    '8.3 MB'
+    """
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 def _entries(folder: Path, kind: str, at_work: set[str]) -> list[Holding]:
     """What lies in one of the folders of KINDS."""
     found = []

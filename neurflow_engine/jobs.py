@@ -24,7 +24,7 @@ from threading import Thread
 
 import psutil
 
-from neurflow_engine import turns
+from neurflow_engine import logs, turns
 from neurflow_engine.errors import JobError, WorkspaceError, near_matches
 
 GRACE = 5.0  # seconds that a cancelled worker has to stop by itself
@@ -130,6 +130,7 @@ class Jobs:
                 folder = self.folder / f"{created:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
                 request = {"kind": kind, "title": title, "argv": argv, "key": key, "created": created.isoformat(), "memory_mb": memory_mb}
                 self._launch(folder, request)
+                logs.event("job asked for", job=folder.name, kind=kind)
         return self.get(folder.name)
 
     def get(self, job_id: str) -> Job:
@@ -315,6 +316,7 @@ def _events(path: Path) -> list[dict]:
 def _note_exit(process: subprocess.Popen, folder: Path) -> None:
     """Wait for a worker, so that the system can forget it, and note how it left."""
     code = process.wait()
+    logs.event("worker left", job=folder.name, code=code)
     with suppress(OSError):  # removed in the meantime, or a full disk: then the job counts as died
         _write_json(folder / "exit.json", {"code": code})
 

@@ -23,6 +23,7 @@ LARGEST, KEPT = 5 << 20, 5  # bytes of a file, files
 _LONGEST = 120  # characters of a value
 _PLAIN = re.compile(r"[^\w.@:/+ -]")  # what ids and names of our own do not hold
 _LOG = logging.getLogger("neurflow")
+_LOG.addHandler(logging.NullHandler())  # until it begins, nothing is said anywhere
 
 
 def begin(workspace: Path, also_stderr: bool = False) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from neurflow_engine import logs
 from neurflow_engine.errors import WorkspaceError
 
 
@@ -136,6 +137,7 @@ class Events(Progress):
         self._path = Path(path)
         self._written = 0.0
         self._finished = False
+        self._job = self._path.parent.name
 
     def finish(self, event, message=None):
         """Append the last line; only the first call counts. On a full disk it takes the place of earlier ones."""
@@ -146,6 +148,7 @@ class Events(Progress):
             except WorkspaceError:
                 with suppress(OSError):  # the exit code still tells, and the first error is the one to show
                     self._overwrite(event=event, message=message)
+            logs.event("job ended", job=self._job, state=event)
 
     def _began(self, stage):
         self._append(stage=stage.name, done=0, total=stage.total)
@@ -157,6 +160,7 @@ class Events(Progress):
     def _left(self, stage, seconds):
         if seconds is not None:
             self._append(stage=stage.name, done=stage.done, total=stage.total, seconds=round(seconds, 3))
+            logs.event("stage finished", job=self._job, kind=stage.name, seconds=seconds)
 
     def _overwrite(self, **fields):
         """Write a line where the file ends now, which needs no room; what it cuts in two is no line any more."""

@@ -12,11 +12,12 @@ import hand_made_debug
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from neurflow_engine import access, inventory
 from neurflow_engine.fidelity import EXPLANATIONS
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.preview import preview
 from neurflow_engine.records import LOGITS, Circuit, Edge, NeuronGroup
-from pages.ui import cached, colours, graph, show, trust
+from pages.ui import cached, colours, graph, show, storage, trust
 
 APP = str(Path(__file__).parents[1] / "app.py")
 PAGES = ("analyze", "circuit", "debug", "labels", "compare")
@@ -526,3 +527,44 @@ class TestLabels:
         store.edit(run.id, group, "white star", "ana", 0)
         app = opened("circuit", run=run.id, group=group)
         assert any("white star" in str(block.proto) for block in app.get("html"))
+
+
+class TestStorage:
+    def open(self, run) -> AppTest:
+        def dialog() -> None:
+            from pages.ui import storage
+
+            storage.contents()
+
+        app = AppTest.from_function(dialog, default_timeout=60)
+        app.query_params["run"] = run.id
+        app.session_state["stored_runs"] = {"selection": {"rows": [0], "columns": [], "cells": []}}
+        return app.run()
+
+    def test_every_page_says_how_much_room_is_left(self, run):
+        assert re.fullmatch(r"[\d.]+ [MG]B free", opened("labels", run=run.id).button(key="storage").label)
+
+    def test_a_run_is_deleted_only_after_somebody_said_that_they_mean_it(self, run):
+        cached.labels().edit(run.id, run.circuit.groups[1].id, "wings", "ana", 0)
+        assert cached.run(run.id).id == run.id
+        app = self.open(run)
+        assert any("are free" in text.value for text in app.text)
+        assert any("What people decided (1) stays" in text.value for text in app.text)
+        assert app.button(key=f"delete_{run.id}").disabled
+        app.checkbox(key=f"sure_{run.id}").check().run()
+        app.button(key=f"delete_{run.id}").click().run()
+        assert not app.exception
+        assert cached.workspace().runs() == []
+        assert in_address(app, "run") is None
+        assert "There is no run" in opened("circuit", run=run.id).error[0].value
+        assert cached.labels().get(run.id, run.circuit.groups[1].id).text == "wings"
+
+    def test_a_viewer_sees_what_takes_room_and_deletes_nothing(self, run, monkeypatch):
+        monkeypatch.setattr(access, "LOCAL", access.Person(None, access.Role.VIEWER))
+        app = self.open(run)
+        assert any("are free" in text.value for text in app.text)
+        assert any("Only reviewers delete" in caption.value for caption in app.caption)
+        assert not [button.key for button in app.button if button.key and button.key.startswith("delete_")]
+        with pytest.raises(access.AccessError, match="viewer"):
+            storage.delete(inventory.choose(inventory.take(cached.workspace()), [run.id]))
+        assert [one.id for one in cached.workspace().runs()] == [run.id]

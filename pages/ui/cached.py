@@ -61,6 +61,12 @@ def run(run_id: str) -> Run:
     return _run(str(workspace().root), run_id)
 
 
+def forget() -> None:
+    """Open runs and evaluations anew: some were deleted."""
+    _run.clear()
+    _evaluation.clear()
+
+
 def comparison(left: str, right: str) -> Comparison:
     """Two finished runs side by side; what is found never changes."""
     return _comparison(str(workspace().root), left, right)

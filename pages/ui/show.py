@@ -3,7 +3,6 @@
 Text that comes from people, folders or models goes through ``escape`` (HTML) or ``plain`` (the labels of widgets) and stays text.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from html import escape
 import altair as alt
 import streamlit as st
 
-from neurflow_engine import demo
+from neurflow_engine import demo, logs
 from neurflow_engine.errors import NeurflowError
 from neurflow_engine.jobs import Job, JobState
 from neurflow_engine.labels import Label, LabelState
@@ -118,8 +117,8 @@ def sentences() -> Iterator[None]:
         yield
     except NeurflowError as problem:
         error(str(problem))
-    except Exception:
-        logging.getLogger("neurflow").exception("A page failed")
+    except Exception as problem:
+        logs.failure("page failed", problem)
         st.error(
             "Something went wrong that should not have; the server's log has the details. Reload the page, or open another run.",
             icon=":material/error:",
