@@ -247,7 +247,7 @@ def confusion_map(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         with suppress(KeyError, IndexError, TypeError, ValueError):  # nothing is picked, or the browser sent what it likes
             session.put(target=str(evaluation.class_names.index(session.value(key)["selection"]["cell"][0]["predicted"])))
 
-    st.altair_chart(chart, key=key, on_select=pick, selection_mode="cell")
+    st.altair_chart(show.legible(chart), key=key, on_select=pick, selection_mode="cell")
     more = f"{len(rows)} of {len(own)} classes, those with most errors. " if len(rows) < len(own) else ""
     st.caption(f"{more}Rows: true class; columns: what the model says. Click a cell to look at the class it was taken for.")
 

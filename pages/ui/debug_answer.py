@@ -51,7 +51,8 @@ def switchboard(scene: Scene) -> None:
 def one_image(scene: Scene, path: Path) -> Later:
     """The model's answer before and after silencing, and where in the image a group fires."""
     image = cached.file(path)
-    seen = cached.inspection(scene.run.id, scene.report_id, image)
+    with st.skeleton(height=360):  # the model may have to be loaded first
+        seen = cached.inspection(scene.run.id, scene.report_id, image)
     picture, answer = st.columns([2, 5], gap="medium")
     with picture:
         look(scene, image, seen)
@@ -150,7 +151,8 @@ def several_images(scene: Scene, paths: list[Path], picked: bool) -> Later:
         else:
             show.empty("Pick an image", f"Or silence a group, and see at once what becomes of {names}.")
         return nothing
-    effect = cached.effect(scene.run.id, scene.report_id, images, scene.silenced)
+    with st.skeleton(height=360):
+        effect = cached.effect(scene.run.id, scene.report_id, images, scene.silenced)
     head, table = st.empty(), st.empty()
     _summary(scene, head, names, paths, effect, None)
     _table(scene, table, paths, effect, None)

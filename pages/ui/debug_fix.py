@@ -88,7 +88,7 @@ def show_preview(scene: Scene, found: dict) -> None:
     with chart:
         rows = sorted((row for row in found["classes"] if row["n"]), key=lambda row: (-abs(row["change"]), row["name"]))
         st.html(f"<h3 class=nf-part>Accuracy by class{f' · the {CLASSES} that change most' if len(rows) > CLASSES else ''}</h3>")
-        st.altair_chart(by_class(pd.DataFrame(rows[:CLASSES])))
+        st.altair_chart(show.legible(by_class(pd.DataFrame(rows[:CLASSES]))))
         st.caption("Grey: before; green: after, with the 95 % interval of the change.")
         if found["groups"]:
             with st.expander(f"Groups of images ({len(found['groups'])})"):

@@ -344,6 +344,12 @@ def accent() -> str:
     return colours.of_theme("ours", is_dark())
 
 
+def legible(chart: alt.Chart | alt.LayerChart) -> alt.Chart | alt.LayerChart:
+    """A chart whose axes stand out from the ground as other small text does; Streamlit's own grey does not."""
+    ink = colours.of_theme("muted", is_dark())
+    return chart.configure_axis(labelColor=ink, titleColor=ink).configure_legend(labelColor=ink, titleColor=ink)
+
+
 def before_after(rows) -> alt.LayerChart:
     """Bars of probabilities before and after, with the random control's mean and interval on them.
 
@@ -363,7 +369,7 @@ def before_after(rows) -> alt.LayerChart:
         layers.append(base.mark_bar(height=10, color=colours.OURS, cornerRadiusEnd=2).encode(x="after:Q", tooltip=tip))
         layers.append(base.mark_rule(color=colours.CONTROL, strokeWidth=2).encode(x="low:Q", x2="high:Q"))
         layers.append(base.mark_point(color=colours.CONTROL, filled=True, size=50, opacity=1, shape="diamond").encode(x="mean:Q"))
-    return alt.layer(*layers).properties(height=34 * len(order) + 30)
+    return legible(alt.layer(*layers).properties(height=34 * len(order) + 30))
 
 
 def job_share(job: Job) -> float:

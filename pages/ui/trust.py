@@ -192,7 +192,7 @@ def charts(run: Run, report: Mapping, names: Mapping[str, str]) -> None:
         for column, (title, name, chart) in zip(show.split(f"trust_{first}", [1, 1]), cards[first : first + 2], strict=False):
             with column, st.container(border=True, height="stretch"):
                 st.html(f'<h3 class="nf-part">{escape(title)}</h3><div class="nf-small">{escape(EXPLANATIONS[name])}</div>')
-                st.altair_chart(chart, key=f"trust_{name}")
+                st.altair_chart(show.legible(chart), key=f"trust_{name}")
 
 
 def table(run: Run, report: Mapping) -> None:
