@@ -172,8 +172,8 @@ def start_evaluation(model: dict, images: Path) -> None:
     session.put(job=commands.evaluate(commands.model_flags(model), images, title).id)
 
 
-def form() -> None:
-    """Which model, which images, and the button that evaluates."""
+def form(is_first: bool) -> None:
+    """Which model, which images, and the button that evaluates; on a first visit another one is the first to press."""
     with st.container(border=True):
         left, middle, right = show.split("form", [5, 5, 2])
         model = images = None
@@ -186,7 +186,7 @@ def form() -> None:
             st.button(
                 "Evaluate",
                 key="evaluate",
-                type="primary",
+                type="secondary" if is_first else "primary",
                 width="stretch",
                 disabled=not (model and images),
                 on_click=session.quietly(lambda: start_evaluation(model, images)),
@@ -279,13 +279,13 @@ def class_table(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         height=min(35 * len(rows) + 38, 480),
         column_order=["name", "images", "predicted_images", "recall", "precision", "false_positives", "false_negatives", "confused_with"],
         column_config={
-            "name": st.column_config.TextColumn("class", width=110),
-            "images": st.column_config.NumberColumn("n", width=50, help="images of this class"),
-            "predicted_images": st.column_config.NumberColumn("predicted", width=75, help="images predicted as this class"),
-            "recall": st.column_config.ProgressColumn("recall", width=92, help="share of its images that are predicted right", **share),
-            "precision": st.column_config.ProgressColumn("precision", width=92, help="share of its predictions that are right", **share),
-            "false_positives": st.column_config.NumberColumn("FP", width=50, help="images of other classes predicted as this one"),
-            "false_negatives": st.column_config.NumberColumn("FN", width=50, help="images of this class predicted as another one"),
+            "name": st.column_config.TextColumn("class", width=98),
+            "images": st.column_config.NumberColumn("n", width=46, help="images of this class"),
+            "predicted_images": st.column_config.NumberColumn("predicted", width=74, help="images predicted as this class"),
+            "recall": st.column_config.ProgressColumn("recall", width=82, help="share of its images that are predicted right", **share),
+            "precision": st.column_config.ProgressColumn("precision", width=82, help="share of its predictions that are right", **share),
+            "false_positives": st.column_config.NumberColumn("FP", width=44, help="images of other classes predicted as this one"),
+            "false_negatives": st.column_config.NumberColumn("FN", width=44, help="images of this class predicted as another one"),
             "confused_with": st.column_config.TextColumn("confused with", help="the class most often predicted instead"),
         },
     )
@@ -423,18 +423,19 @@ with show.sentences():
     follow_job()
 with show.sentences():
     found = shown_evaluation()
-if not cached.workspace().runs():
+is_first = not cached.workspace().runs()
+if is_first:
     welcome()
     if found is None:
         progress(("demo", "analyze"))
 st.header("1 · Model and images", anchor=False)
-form()
+form(is_first)
 if found is None:
     show.empty("Nothing evaluated yet", "Choose a model and images above and press Evaluate: the app shows where the model is wrong.")
 else:
     overview = found.per_class()
     title, other = st.columns([3, 2], vertical_alignment="bottom")
-    title.subheader("2 · Where the model is wrong", anchor=False)
+    title.header("2 · Where the model is wrong", anchor=False)
     with other:
         earlier_evaluations(found)
     summary(found, overview)

@@ -14,7 +14,7 @@ def debug_page(run: Run) -> None:
     scene = Scene(run, evaluation, report, labels, verdicts)
     with show.sentences():
         debug_flags.banner(scene)
-    pictures, details = show.split("debug", [5, 8])
+    pictures, details = show.split("debug", [6, 8])
     shown = []
     with pictures:
         debug_images.choose_images(run, evaluation)

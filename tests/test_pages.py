@@ -475,7 +475,7 @@ class TestDebug:
         app = opened("debug", run=run.id, show=cell)
         assert in_address(app, "show") == cell
         assert not app.error
-        assert "Taken for the class" in str(app.get("button_group")[0].proto)
+        assert "Taken for it" in str(app.get("button_group")[0].proto)
 
     def test_a_verdict_is_remembered_with_who_gave_it_and_taken_back(self, run, report):
         group = hand_made_debug.CONTRAST

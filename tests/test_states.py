@@ -36,12 +36,13 @@ VIEWS = {
     "circuit": {"": {}, "group": {"group": "GROUP"}, "trust": {"tab": "Trust"}, "images": {"tab": "Images by logit"}},
     "debug": {"": {}, "image": {"image": "IMAGE", "silence": "GROUP"}, "several": {"silence": "GROUP"}},
     "labels": {"": {}, "table": {"view": "Table"}, "proposals": {"view": "Proposals"}, "files": {"view": "Files"}},
+    "compare": {"": {"with": "OTHER"}, "weights": {"with": "OTHER", "part": "Weights"}},
 }
 CASES = [
     (state, page, view)
     for state in ("empty", "demo", "failed", "huge")
     for page in PAGES
-    for view in (VIEWS.get(page, {"": {}}) if state in ("demo", "huge") else [""])
+    for view in (VIEWS[page] if state in ("demo", "huge") else [""])
 ]
 # Streamlit's own: its file field is an unnamed section inside a named one
 AXE = {
@@ -93,7 +94,8 @@ def huge_state(root: Path) -> dict[str, str]:
     evaluation = workspace.evaluations()[0]
     frame = evaluation.predictions
     image = frame["path"][frame["predicted"] == run.circuit.target_index].iloc[0]
-    return {"run": run.id, "evaluation": evaluation.id, "IMAGE": image, "GROUP": run.circuit.inputs(f"{LOGITS}/0")[0].source}
+    group, other = run.circuit.inputs(f"{LOGITS}/0")[0].source, huge.write(workspace, seed=1)
+    return {"run": run.id, "evaluation": evaluation.id, "IMAGE": image, "GROUP": group, "OTHER": other.id}
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,8 @@ def barriers(tab) -> list[str]:
 @pytest.mark.parametrize(("state", "page", "view"), CASES)
 def test_a_page_in_a_state(tab, states, state, page, view):
     address, known = states(state)
-    parameters = {name: known.get(value, value) for name, value in VIEWS.get(page, {"": {}})[view].items()} if known else {}
+    parameters = {name: known.get(value, value) for name, value in VIEWS[page][view].items() if value != "OTHER" or value in known}
+    parameters = parameters if known else {}
     parameters |= {name: value for name, value in known.items() if name.islower() and (name != "job" or page == "analyze")}
     tab.goto(f"{address}/{'' if page == 'analyze' else page}?{urlencode(parameters)}")
     tab.get_by_role("heading", level=1).wait_for()

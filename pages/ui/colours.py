@@ -25,7 +25,8 @@ STATES = {  # a label's states: a sign, and the name of its colour in STYLE
     LabelState.NEEDS_REVIEW: ("!", "warns"),
 }
 
-_TEXT = {  # on the light and on the dark ground
+_TEXT = {  # in the light and in the dark theme
+    "ground": ("#FFFFFF", "#12171A"),
     "text": ("#1C2426", "#E4E9EA"),
     "muted": ("#58656B", "#A5B0B4"),
     "ours": ("#0F766E", "#2BA79B"),

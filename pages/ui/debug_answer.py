@@ -53,6 +53,7 @@ def one_image(scene: Scene, path: Path) -> Later:
     image = cached.file(path)
     with st.skeleton(height=360):  # the model may have to be loaded first
         seen = cached.inspection(scene.run.id, scene.report_id, image)
+    headline = st.container(key="answer")  # stays in sight while groups further down are switched
     picture, answer = st.columns([2, 5], gap="medium")
     with picture:
         look(scene, image, seen)
@@ -60,14 +61,16 @@ def one_image(scene: Scene, path: Path) -> Later:
         switchboard(scene)
         if not scene.silenced:
             rows = pd.DataFrame({"name": [top.name for top in seen.top5], "before": [top.probability for top in seen.top5]})
-            st.html(f'<h2 class="nf-name">{escape(seen.top5[0].name)} {show.percent(seen.top5[0].probability)}</h2>{truth(scene, path)}')
+            headline.html(
+                f'<h2 class="nf-name">{escape(seen.top5[0].name)} {show.percent(seen.top5[0].probability)}</h2>{truth(scene, path)}'
+            )
             st.altair_chart(show.before_after(rows))
             st.caption("The five most likely classes. Silence a group to see what the model says without it.")
             return nothing
         effect = cached.effect(scene.run.id, scene.report_id, (image,), scene.silenced)
         before, after = effect.before[0], effect.after[0]
         change = "stays" if after[0].index == before[0].index else "becomes"
-        st.html(
+        headline.html(
             f'<h2 class="nf-name nf-answer">{escape(before[0].name)} {show.percent(before[0].probability)} '
             f'<span style="color:{colours.text("muted")}">{change}</span> {escape(after[0].name)} '
             f"{show.percent(after[0].probability)}</h2>{truth(scene, path)}"
@@ -153,7 +156,7 @@ def several_images(scene: Scene, paths: list[Path], picked: bool) -> Later:
         return nothing
     with st.skeleton(height=360):
         effect = cached.effect(scene.run.id, scene.report_id, images, scene.silenced)
-    head, table = st.empty(), st.empty()
+    head, table = st.container(key="answer").empty(), st.empty()
     _summary(scene, head, names, paths, effect, None)
     _table(scene, table, paths, effect, None)
 

@@ -56,14 +56,14 @@ def wrong_images(scene: Scene) -> list[dict]:
 def find(scene: Scene) -> None:
     """Offer to look for misleading groups, and follow the search."""
     job = commands.latest("debug", about=[scene.run.id, *scene.folders])
-    with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.markdown(
+    with st.container(border=True):
+        words, button = show.split("find", [3, 1], "center")
+        words.markdown(
             "Does a group of neurons push images of other classes into this one? Each group is silenced on half of the images, and "
-            "reported on the other half beside random neurons.",
-            width="stretch",
+            "reported on the other half beside random neurons."
         )
-        st.button(
-            "Find misleading groups", key="find_misleading", type="primary", disabled=bool(job and job.active),
+        button.button(
+            "Find misleading groups", key="find_misleading", type="primary", disabled=bool(job and job.active), width="stretch",
             on_click=session.quietly(lambda: commands.debug(scene.run, scene.folders)),
         )  # fmt: skip
     if job and job.active:

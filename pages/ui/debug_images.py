@@ -12,7 +12,7 @@ from neurflow_engine.store import Evaluation, Run
 from pages.ui import cached, commands, people, pickers, session, show
 from pages.ui.debug_scene import MOST, UPLOAD, Scene, thumbnail
 
-FILTERS = {"fp": "Taken for the class", "fn": "Missed", "wrong": "All wrong", "right": "Right", "all": "All"}
+FILTERS = {"fp": "Taken for it", "fn": "Missed", "wrong": "All wrong", "right": "Right", "all": "All"}
 CLASSES = 10  # in the confusion matrix
 PAGE = 20  # pictures in the gallery at a time
 

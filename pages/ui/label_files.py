@@ -25,7 +25,7 @@ def files(run: Run) -> None:
 
 def export(run: Run) -> None:
     """Downloads; the rows are only read when a button is pressed."""
-    st.html("<h3 class=nf-part>Export</h3>")
+    st.html("<h2 class=nf-part>Export</h2>")
     scope = st.segmented_control("Which labels", ("This run", "Whole workspace"), default="This run", required=True, key="export_scope")
     runs = [run.id] if scope == "This run" else None
     name = f"labels-{run.id}" if runs else "labels"
@@ -40,7 +40,7 @@ def export(run: Run) -> None:
 
 def import_() -> None:
     """A file from here or from another workspace; bad rows are named and left out."""
-    st.html("<h3 class=nf-part>Import</h3>")
+    st.html("<h2 class=nf-part>Import</h2>")
     given = st.file_uploader("A CSV or JSON file of labels", ("csv", "json"), key="labels_file", max_upload_size=uploads.MEGABYTES)
     if given is None:
         st.caption("What is newer in the file is added with its history. A label that went another way here is left as it is, and named.")

@@ -30,7 +30,7 @@ def proposals(scene: Scene) -> None:
             form(scene)
         label_carry.carry(scene.run)
     with outcome, st.container(border=True):
-        st.html("<h3 class=nf-part>What came of it</h3>")
+        st.html("<h2 class=nf-part>What came of it</h2>")
         st.fragment(follow, run_every=1.0 if _running(scene.run) else None)(scene.run)
         failures(scene)
 

@@ -28,14 +28,17 @@ _STYLE = f"""<style>
 {colours.STYLE}
 .stMainBlockContainer {{ padding: 4.25rem clamp(1rem, 3vw, 3rem) 3rem; max-width: 1560px; }}
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p {{ color: var(--nf-muted); opacity: 1; }}
-button[kind="primary"], button[kind="primary"] p, [data-baseweb="tag"] {{ color: var(--nf-on-ours); }}
+button[kind="primary"]:enabled, button[kind="primary"]:enabled p, [data-baseweb="tag"] {{ color: var(--nf-on-ours); }}
 [data-testid="stSidebarHeader"] {{ height: 2.5rem; min-height: 0; margin: 0; }}
 [data-testid="stSidebarUserContent"] {{ padding-top: 1rem; }}
 @media (max-width: 1180px) {{
   [class*="st-key-split_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] {{ flex-wrap: wrap; }}
   [class*="st-key-split_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] {{
     flex: 1 1 100%; min-width: 100%; }}
+  [class*="st-key-split_"] [data-testid="stElementContainer"]:has(> [data-testid="stSpace"]) {{ display: none; }}
 }}
+[data-testid="stLayoutWrapper"]:has(> .st-key-answer) {{ position: sticky; top: 3.75rem; z-index: 5; padding: 4px 0;
+  background: var(--nf-ground); }}
 .nf-question {{ color: var(--nf-muted); margin: -.9rem 0 .2rem 0; }}
 .nf-strip {{ display: flex; flex-wrap: wrap; gap: 6px; }} .nf-line {{ flex-wrap: nowrap; }}
 .nf-line > .nf-tile {{ flex: none; }}

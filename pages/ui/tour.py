@@ -89,13 +89,10 @@ def here(page: str) -> None:
     away = step.page != page or session.get("run") != run.id
     with st.container(border=True, key="tour_step"):
         done = not away and step.done(run.id)
-        mark = ' <span class="nf-good">✓ done</span>' if done else ""
         with st.container(key="split_tour"):  # below each other where the window is narrow
             words, ways = st.columns([7, 4], vertical_alignment="center")
-        words.html(
-            f'<section aria-label="Tour"><span class="nf-small">Tour, step {number} of {len(STEPS)}</span>'
-            f'<h2 class="nf-part">{step.title}{mark}</h2><div class="nf-reason">{step.text}</div></section>'
-        )
+        with words:  # some of what is asked for changes only a part of the page, or comes from a job
+            st.fragment(_told, run_every=None if done or away else 3.0)(number, run.id, away)
         with ways, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"):
             if away and st.button("Go there", key="tour_there", type="primary"):
                 _go(run.id, number)
@@ -104,6 +101,16 @@ def here(page: str) -> None:
             if number > 1 and st.button("Back", key="tour_back", type="tertiary"):
                 _go(run.id, number - 1)
             st.button("End the tour", key="tour_end", type="tertiary", on_click=lambda: session.put(tour=None))
+
+
+def _told(number: int, run_id: str, away: bool) -> None:
+    """What to do in a step, and whether it was done."""
+    step = STEPS[number - 1]
+    mark = ' <span class="nf-good">✓ done</span>' if not away and step.done(run_id) else ""
+    st.html(
+        f'<section aria-label="Tour"><span class="nf-small">Tour, step {number} of {len(STEPS)}</span>'
+        f'<h2 class="nf-part">{step.title}{mark}</h2><div class="nf-reason">{step.text}</div></section>'
+    )
 
 
 def second_step() -> str | None:
@@ -119,4 +126,8 @@ def _number() -> int:
 
 def _go(run_id: str, number: int) -> None:
     session.open_run(run_id)
-    session.go(STEPS[number - 1].page, run=run_id, tour=str(number))
+    group = session.get("group")
+    if number == len(STEPS):  # what was silenced is what deserves a name; groups found by contrast have none
+        known = cached.run(run_id).circuit.group
+        group = next((one for one in (session.get("silence") or "").split(",") if one in known), group)
+    session.go(STEPS[number - 1].page, run=run_id, group=group, tour=str(number))
