@@ -16,6 +16,8 @@ from neurflow_engine.store import Evaluation
 from pages.ui import cached, colours, commands, people, session, show, tour
 
 MODELS, IMAGES = ("Demo", "timm model", "My checkpoint"), ("Demo", "Folder")
+# cells of the confusion map on which black stands out more than white, on the light and on the dark ground
+_BLACK_ON = ("!datum.right || datum.share < 0.81", "!datum.right && datum.share > 0.8")
 LARGEST_MAP, LARGEST_NUMBERED = 24, 14  # classes in the confusion map; classes up to which its cells carry numbers
 
 
@@ -237,7 +239,7 @@ def confusion_map(evaluation: Evaluation, classes: pd.DataFrame) -> None:
     if len(columns) <= LARGEST_NUMBERED:
         layers.append(
             base.mark_text(fontSize=11).encode(
-                text="count:Q", color=alt.condition("datum.share > 0.45", alt.value("#FFFFFF"), alt.value(show.ink()))
+                text="count:Q", color=alt.condition(_BLACK_ON[show.is_dark()], alt.value("#000000"), alt.value("#FFFFFF"))
             )
         )
     chart = alt.layer(*layers).properties(height=max(260, 24 * len(rows) + 120))

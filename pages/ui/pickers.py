@@ -132,8 +132,7 @@ export default function({ data, parentElement, setStateValue }) {
       button.setAttribute('aria-label', words);
       if (count) {
         const strength = Math.round(14 + 86 * Math.sqrt(share));
-        button.style.background = `color-mix(in srgb, ${data.colours[right ? 'right' : 'wrong']} ${strength}%, transparent)`;
-        if (strength > 55) button.style.color = '#fff';
+        button.style.background = `color-mix(in srgb, ${data.colours[right ? 'right' : 'wrong']} ${strength}%, var(--st-background-color))`;
         button.onclick = () => setStateValue('picked', { row, column, at: Date.now() });
       } else button.disabled = true;
       if (data.selected.some(([r, c]) => r === row && c === column)) button.classList.add('on');
@@ -146,6 +145,11 @@ export default function({ data, parentElement, setStateValue }) {
   const head = make('thead'), body = make('tbody');
   head.append(top); body.append(...rows);
   table.replaceChildren(head, body);
+  const linear = value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  for (const button of body.querySelectorAll('button:enabled')) {  // black or white, whichever stands out more
+    const [red, green, blue] = getComputedStyle(button).backgroundColor.match(/[\\d.]+/g).map(Number).map(linear);
+    button.style.color = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? '#000' : '#fff';
+  }
 }""",
 )
 
