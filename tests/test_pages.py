@@ -447,6 +447,14 @@ class TestDebug:
         assert "<img src=x" not in bodies
         assert bodies.count("&lt;img src=x") >= 3
 
+    def test_a_flagged_group_of_the_circuit_can_be_named_and_one_found_by_contrast_cannot(self, run, report):
+        groups = [entry | {"misleading": True} for entry in report.json["groups"]]
+        hand_made_debug.report(run, run.data_root, cached.workspace(), groups=groups)
+        buttons = {button.key for button in opened("debug", run=run.id).button}
+        assert {f"flagged_{hand_made_debug.CIRCUIT}", f"flagged_{hand_made_debug.CONTRAST}"} <= buttons
+        assert f"name_{hand_made_debug.CIRCUIT}" in buttons
+        assert f"name_{hand_made_debug.CONTRAST}" not in buttons
+
     def test_silencing_with_no_image_picked_is_tried_on_all_that_are_shown_and_can_be_undone(self, run, report):
         app = opened("debug", run=run.id)
         app.button(key=f"flagged_{hand_made_debug.CONTRAST}").click().run()

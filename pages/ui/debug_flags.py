@@ -94,7 +94,7 @@ def flag(scene: Scene, group: str) -> None:
     on, number = group in scene.silenced, scene.flagged.index(group)
     at_best = f" · at best {show.percent(ceiling['mean'])}{show.interval(ceiling['low'], ceiling['high'])} can come back" if ceiling else ""
     with st.container(border=True, key=f"flag_{number}"):
-        words, buttons = show.split(f"flag_{number}", [13, 7], "center")
+        words, buttons = show.split(f"flag_{number}", [12, 8], "center")
         words.html(
             f'<div class="nf-row">{scene.strip(group, 4, 52)}<div class="nf-words nf-flag">'
             f'<span style="color:{colours.text("adds")};font-weight:600">Misleading</span> <b>“{escape(scene.name(group))}”</b> '
@@ -111,6 +111,8 @@ def flag(scene: Scene, group: str) -> None:
                 "Preview fix", key=f"preview_{group}", on_click=session.quietly(lambda: preview(scene, (group,))),
                 help="Silence it on all images of this folder: who is helped, who is hurt",
             )  # fmt: skip
+            if not scene.is_contrast(group) and st.button("Name it", key=f"name_{group}"):
+                session.go("labels", group=group)
             verdict(scene, group)
 
 

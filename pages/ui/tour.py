@@ -53,8 +53,8 @@ STEPS = (
     Step(
         "debug",
         "Silence it, and see what the model says then",
-        "Pick a wrong picture, and switch off the group that shows a white star on magenta. The true class comes back, as it does not when "
-        "random neurons are silenced.",
+        "Pick a wrong picture, and silence the group that is flagged; while none is yet, one that shows a white star on magenta. "
+        "The true class comes back, as it does not when random neurons are silenced.",
         lambda _: bool(session.get("silence")),
     ),
     Step(
