@@ -41,6 +41,7 @@ from neurflow_engine.images import absolute_folders
 from neurflow_engine.store import SCHEMA, DebugReport, Evaluation, Run, Workspace
 
 if TYPE_CHECKING:  # SQLAlchemy is loaded by those commands alone that read what people said
+    from neurflow_engine.edits import Edits
     from neurflow_engine.inventory import Inventory
     from neurflow_engine.verdicts import Verdict
 
@@ -150,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 
     circuit = command("circuit", _circuit, "the circuit of a run")
     circuit.add_argument("run")
+    circuit.add_argument("--edited", action="store_true", help="as people arranged it in the app, instead of as computed")
 
     debug = command("debug", _debug, "groups that mislead the model; with --mask, predictions before and after silencing them")
     debug.add_argument("run")
@@ -178,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run")
     export.add_argument("--format", choices=_FORMATS, required=True, help="html: the debug report; without one, the circuit")
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
+    export.add_argument("--edited", action="store_true", help="the circuit as people arranged it in the app, instead of as computed")
     export.add_argument("--groups", "--group", type=_names, metavar="G1,G2", help="default: the most misleading one")
     _add_report_flag(export)
     export.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
@@ -352,13 +355,26 @@ def _run_result(run: Run) -> tuple[dict, str]:
 
 def _circuit(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     from neurflow_engine.circuit_json import as_json
+    from neurflow_engine.edits import edited
 
     run = workspace.open_run(arguments.run)
-    lines = [f"{run.circuit.target_name} ({run.summary.model_name}, {run.summary.n_images} images)"]
-    for group in run.circuit.groups:
-        inputs = ", ".join(f"{edge.source} {edge.weight:+.2f}" for edge in run.circuit.inputs(group.id)[:4])
+    edits = _edits(arguments, workspace, run)
+    circuit = edited(run.circuit, edits)
+    lines = [f"{circuit.target_name} ({run.summary.model_name}, {run.summary.n_images} images)"]
+    for group in circuit.groups:
+        inputs = ", ".join(f"{edge.source} {edge.weight:+.2f}" for edge in circuit.inputs(group.id)[:4])
         lines.append(f"{group.id:<16} {len(group.neurons):>3} neurons {len(group.patches):>4} patches  {inputs and 'built from ' + inputs}")
-    return as_json(run, _labels(workspace, run)), "\n".join(lines)
+    return as_json(run, _labels(workspace, run), edits), "\n".join(lines)
+
+
+def _edits(arguments, workspace: Workspace, run: Run) -> "Edits":
+    """How people arranged the circuit, where that is asked for."""
+    from neurflow_engine.edits import Edits, EditStore
+
+    if not arguments.edited:
+        return Edits(run.id)
+    with closing(EditStore.for_workspace(workspace.root)) as store:
+        return store.of(run.id)
 
 
 def _labels(workspace: Workspace, run: Run) -> dict[str, str]:
@@ -640,7 +656,7 @@ def _export(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
 def _export_circuit(arguments, workspace: Workspace, run: Run, format: str) -> tuple[dict, str]:
     from neurflow_engine.report import export
 
-    return _written(arguments.out, export(run, format, _labels(workspace, run)))
+    return _written(arguments.out, export(run, format, _labels(workspace, run), _edits(arguments, workspace, run)))
 
 
 def _debug_html(arguments, workspace: Workspace, run: Run, report: DebugReport) -> bytes:

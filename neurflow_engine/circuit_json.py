@@ -5,18 +5,25 @@ In: a finished run and, where people named its groups, their labels. Out: one JS
 
 from collections.abc import Mapping
 
-from neurflow_engine.records import Neuron
+from neurflow_engine.edits import Edits, edited, names
+from neurflow_engine.records import Circuit, Neuron
 from neurflow_engine.store import SCHEMA, Run
 
 
-def as_json(run: Run, labels: Mapping[str, str] | None = None) -> dict:
+def as_json(run: Run, labels: Mapping[str, str] | None = None, edits: Edits | None = None) -> dict:
     """The whole circuit of a run.
 
     Args:
         labels: names in force by group id; groups without one have ``null``.
+        edits: the circuit is as people arranged it, and "edits" says how; by default it is as computed.
     """
-    labels = labels or {}
-    circuit, model = run.circuit, run.manifest["model"]
+    if edits is None or not edits.changes_circuit:
+        return _as_json(run, run.circuit, labels or {})
+    return _as_json(run, edited(run.circuit, edits), names(run.circuit, edits, labels or {})) | {"edits": edits.as_json()}
+
+
+def _as_json(run: Run, circuit: Circuit, labels: Mapping[str, str]) -> dict:
+    model = run.manifest["model"]
     image = {image.id: image.path for image in circuit.images}
     return {
         "schema": SCHEMA,

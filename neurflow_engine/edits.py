@@ -117,6 +117,17 @@ def origins(circuit: Circuit, group: NeuronGroup) -> tuple[str, ...]:
     return tuple(one.id for one in own)
 
 
+def names(circuit: Circuit, edits: Edits, labels: Mapping[str, str]) -> dict[str, str]:
+    """Names by group: of computed groups as given, of merged and split ones those of the groups that they come from."""
+    found = dict(labels)
+    for group in _made(circuit, edits.made):
+        own = list(dict.fromkeys(labels[origin] for origin in origins(circuit, group) if labels.get(origin)))
+        stem, _, part = group.id.rpartition("/")[2].rpartition(".")
+        if own:
+            found[group.id] = " + ".join(own) + (f", part {part}" if stem and part.isdecimal() else "")
+    return found
+
+
 def suggested_parts(run: Run, group: NeuronGroup) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The semantic groups of a group in two clusters, by what the layer below shows on their patches; the larger cluster first."""
     layers = run.circuit.layers

@@ -12,8 +12,10 @@ import pandas as pd
 from jinja2 import Environment
 
 from neurflow_engine.circuit_json import as_json
+from neurflow_engine.edits import Edits, edited, names
 from neurflow_engine.errors import InputError
 from neurflow_engine.labels import spreadsheet_safe
+from neurflow_engine.records import Circuit
 from neurflow_engine.store import Run
 
 FORMATS = ("json", "html", "csv")
@@ -48,21 +50,21 @@ _PAGE = """<!doctype html>
 """
 
 
-def export(run: Run, format: str, labels: Mapping[str, str] | None = None) -> bytes:
-    """The run as ``json`` (the circuit's schema), ``csv`` (one row per group) or ``html`` (images inside, no request leaves it)."""
-    labels = labels or {}
-    writers = {"json": _json, "csv": _csv, "html": _html}
+def export(run: Run, format: str, labels: Mapping[str, str] | None = None, edits: Edits | None = None) -> bytes:
+    """The run as ``json`` (the circuit's schema), ``csv`` (one row per group) or ``html`` (images inside, no request leaves it).
+
+    ``edits``: the circuit is as people arranged it; by default as computed.
+    """
+    labels, edits = labels or {}, edits or Edits(run.id)
+    if format == "json":
+        return json.dumps(as_json(run, labels, edits), ensure_ascii=False, allow_nan=False, indent=1).encode()
+    writers = {"csv": _csv, "html": _html}
     if format not in writers:
         raise InputError(f"Format {format!r} is unknown; expected one of {', '.join(FORMATS)}.")
-    return writers[format](run, labels)
+    return writers[format](run, edited(run.circuit, edits), names(run.circuit, edits, labels), edits)
 
 
-def _json(run: Run, labels: Mapping[str, str]) -> bytes:
-    return json.dumps(as_json(run, labels), ensure_ascii=False, allow_nan=False, indent=1).encode()
-
-
-def _csv(run: Run, labels: Mapping[str, str]) -> bytes:
-    circuit = run.circuit
+def _csv(run: Run, circuit: Circuit, labels: Mapping[str, str], edits: Edits) -> bytes:
     image = {image.id: image.path for image in circuit.images}
     rows = [
         {
@@ -88,8 +90,8 @@ def _written(edges, end: str) -> str:
     return "; ".join(f"{getattr(edge, end)} {edge.weight:+.3f}" for edge in edges[:_EDGES_SHOWN])
 
 
-def _html(run: Run, labels: Mapping[str, str]) -> bytes:
-    circuit, manifest = run.circuit, run.manifest
+def _html(run: Run, circuit: Circuit, labels: Mapping[str, str], edits: Edits) -> bytes:
+    manifest = run.manifest
 
     def named(group_id: str) -> str:
         return f"{group_id} ({labels[group_id]})" if labels.get(group_id) else group_id
@@ -119,6 +121,7 @@ def _html(run: Run, labels: Mapping[str, str]) -> bytes:
         "model": manifest["model"]["name"],
         "weights": manifest["model"]["checkpoint_sha256"] or manifest["model"]["fingerprint"],
         "images": f"{manifest['data']['n_images']} in {manifest['data']['root']}, fingerprint {manifest['data']['fingerprint'][:16]}",
+        **({"edited by hand": f"{len(edits.made)} groups merged or split, {len(edits.hidden)} hidden"} if edits.changes_circuit else {}),
         **configuration,
         "packages": ", ".join(f"{name} {number}" for name, number in manifest["packages"].items()),
     }

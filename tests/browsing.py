@@ -44,8 +44,7 @@ def graph_frame(page):
     page.wait_for_selector("iframe[title='Circuit graph']")
     for _ in range(100):
         frame = next((frame for frame in page.frames if frame.url == "about:srcdoc"), None)
-        if frame and frame.evaluate("typeof network !== 'undefined' && document.querySelector('canvas') !== null"):
-            page.wait_for_timeout(500)  # until it has fitted itself into its frame
+        if frame and frame.evaluate("document.documentElement.dataset.drawn === 'yes'"):
             return frame
         page.wait_for_timeout(100)
     raise AssertionError("the graph was not drawn")

@@ -154,7 +154,8 @@ def test_names_with_markup_stay_text_and_the_graph_cannot_reach_the_app(page, de
                 page.mouse.move(box["x"] + place["x"], box["y"] + place["y"])
                 frame.wait_for_selector("div.vis-tooltip")
                 assert "onerror" in frame.inner_text("div.vis-tooltip")
-                assert frame.evaluate("document.querySelectorAll('div.vis-tooltip img').length") == 0
+                (picture,) = frame.evaluate("[...document.querySelectorAll('div.vis-tooltip img')].map(image => image.src)")
+                assert picture.startswith("data:image/jpeg;base64,")
                 reached = "(() => { try { return parent.document.title } catch (error) { return error.name } })()"
                 assert frame.evaluate(reached) == "SecurityError"
             assert page.title() != "owned"
@@ -169,7 +170,7 @@ def test_the_trust_view_fits_and_the_graph_says_what_seldom_returns(page, width,
         page.goto(f"{address}/circuit?run={demo_run.id}")
         frame = graph_frame(page)
         edge = demo_run.circuit.inputs("logits/0")[0]
-        assert frame.evaluate("id => nodes.get(id).opacity", edge.source) < 1
+        assert frame.evaluate("id => nodes.get(id).solid", edge.source) < 1
         place = frame.evaluate("id => network.canvasToDOM(network.getPosition(id))", edge.source)
         box = page.locator("iframe[title='Circuit graph']").bounding_box()
         page.mouse.move(box["x"] + place["x"], box["y"] + place["y"])

@@ -5,7 +5,6 @@ import re
 import shutil
 from html import unescape
 from pathlib import Path
-from xml.etree import ElementTree
 
 import hand_made
 import hand_made_debug
@@ -16,8 +15,8 @@ from neurflow_engine import access, inventory
 from neurflow_engine.fidelity import EXPLANATIONS
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.preview import preview
-from neurflow_engine.records import LOGITS, Circuit, Edge, NeuronGroup
-from pages.ui import cached, colours, graph, show, storage, trust
+from neurflow_engine.records import LOGITS
+from pages.ui import cached, graph, show, storage, trust
 
 APP = str(Path(__file__).parents[1] / "app.py")
 PAGES = ("analyze", "circuit", "debug", "labels", "compare")
@@ -177,17 +176,6 @@ class TestCircuit:
         assert len(app.error) == 1
         assert "layer9/99" in app.error[0].value
 
-    def test_pruning_leaves_only_edges_that_are_strong_enough(self, run):
-        drawing = graph.draw(run.circuit, run.circuit.groups, 0.1)
-        assert all(abs(edge.weight) >= 0.1 for edge in drawing.edges)
-        assert drawing.rows[0] == (f"{LOGITS}/0",)
-
-    def test_at_most_as_many_groups_as_asked_for_and_the_selected_one_among_them(self, run):
-        last = run.circuit.groups[-1].id
-        chosen = graph.most_important(run.circuit, 6, last)
-        assert len(chosen) == 6
-        assert {f"{LOGITS}/0", last} <= {group.id for group in chosen}
-
 
 class TestTrust:
     @pytest.fixture
@@ -197,14 +185,14 @@ class TestTrust:
         return made
 
     def test_before_a_check_it_says_so_with_the_price(self, run):
-        app = opened("circuit", run=run.id)
+        app = opened("circuit", run=run.id, tab="Trust")
         assert "○ not checked" in written(app)
         assert re.search(r"Not checked yet.* About \d+ (s|min)\.", written(app))
         assert not app.button(key="check_circuit").disabled
 
     @pytest.mark.parametrize("refine", [False, True])
     def test_the_button_starts_the_check_in_the_background(self, run, refine):
-        app = opened("circuit", run=run.id)
+        app = opened("circuit", run=run.id, tab="Trust")
         app.checkbox(key="refine").set_value(refine)
         app.button(key="check_circuit").click().run()
         (job,) = cached.jobs().all()
@@ -213,7 +201,7 @@ class TestTrust:
         assert ("--refine" in job.argv) == refine
 
     def test_the_verdict_stands_on_top_with_its_reasons_and_in_the_sidebar(self, run, report):
-        words = written(opened("circuit", run=run.id))
+        words = written(opened("circuit", run=run.id, tab="Trust"))
         assert "✗</span> This circuit is not to be trusted" in words
         for of in (report, *report["layers"]):
             assert of["verdict"]["reasons"][0] in words
@@ -226,7 +214,7 @@ class TestTrust:
         assert badge in written(opened("labels", run=run.id))
 
     def test_every_measure_is_a_chart_with_the_line_that_explains_it(self, run, report):
-        app = opened("circuit", run=run.id)
+        app = opened("circuit", run=run.id, tab="Trust")
         for name in [measure.name for measure in trust.MEASURES] + ["edge_correlation", "completeness_gap", "silhouette", "stability"]:
             assert EXPLANATIONS[name] in written(app)
         specs = [json.loads(chart.proto.spec) for chart in app.get("vega_lite_chart")]
@@ -236,7 +224,7 @@ class TestTrust:
         assert all({"low", "high", "mean"} <= found for found in fields[: len(trust.MEASURES)])
 
     def test_numbers_carry_their_control_and_their_twin_in_one_cell(self, run, report):
-        (table,) = (frame.value for frame in opened("circuit", run=run.id).dataframe if "measure" in frame.value)
+        (table,) = (frame.value for frame in opened("circuit", run=run.id, tab="Trust").dataframe if "measure" in frame.value)
         cells = {(row.measure, row.layer): row.value for row in table.itertuples()}
         good = run.circuit.layers[1]
         assert cells["Core silenced", good] == "0.12 · random 0.93 [0.88, 0.97] · twin 0.90"
@@ -254,12 +242,12 @@ class TestTrust:
         ]  # fmt: skip
         changed = report | {"report": "poor", "created": "2026-02-01T00:00:00+00:00", "layers": poor, "twin": None, "stability": nothing}
         hand_made.write(changed, cached.workspace().root)
-        app = opened("circuit", run=run.id)
+        app = opened("circuit", run=run.id, tab="Trust")
         assert not app.error
         assert "Untrained twin:" not in written(app)
 
     def test_what_is_measured_once_stands_beside_the_twin(self, run, report):
-        words = written(opened("circuit", run=run.id))
+        words = written(opened("circuit", run=run.id, tab="Trust"))
         assert "Untrained twin: not to be trusted, as it should be" in words
         assert "Logits vary over patches by 0.91 · twin 0.07." in words
         assert "6 of 12 images predicted as the class are of it · chance 12 % · p 0.0004." in words
@@ -272,13 +260,13 @@ class TestTrust:
         twin = {"layers": [], "verdict": {"trusted": trusted, "reasons": ["it cannot be analysed."]}}
         changed = report | {"report": "twin", "created": "2026-02-01T00:00:00+00:00", "twin": twin}
         hand_made.write(changed, cached.workspace().root)
-        assert f"Untrained twin: {said}" in written(opened("circuit", run=run.id))
+        assert f"Untrained twin: {said}" in written(opened("circuit", run=run.id, tab="Trust"))
 
     def test_reasons_and_layers_with_markup_stay_text(self, run, report):
         evil = [layer | {"layer": EVIL, "verdict": {"trusted": False, "reasons": [EVIL]}} for layer in report["layers"]]
         changed = report | {"report": "evil", "created": "2026-02-01T00:00:00+00:00", "layers": evil}
         hand_made.write(changed, cached.workspace().root)
-        app = opened("circuit", run=run.id)
+        app = opened("circuit", run=run.id, tab="Trust")
         assert EVIL in written(app)
         assert not [block for block in app.get("html") if "<img src=x" in block.proto.body]
         assert not [block for block in app.markdown if "leak.example" in block.value]
@@ -298,86 +286,17 @@ class TestTrust:
 
 
 def test_the_plain_grid_shows_every_image_by_logit_and_marks_the_wrong_ones(run):
-    (grid,) = (block.proto.body for block in opened("circuit", run=run.id).get("html") if 'class="nf-grid"' in block.proto.body)
+    (grid,) = (
+        block.proto.body
+        for block in opened("circuit", run=run.id, tab="Images by logit").get("html")
+        if 'class="nf-grid"' in block.proto.body
+    )
     cells = re.findall(r"<figcaption>(.*?)</figcaption>", grid)
     assert len(cells) == len(run.circuit.images)
     logits = [float(cell.rpartition(" ")[2]) for cell in cells]
     assert logits == sorted(logits, reverse=True)
     wrong = sum(image.true != run.circuit.target_index for image in run.circuit.images)
     assert 0 < wrong == sum(cell.startswith("✗ ") for cell in cells) == grid.count("outline:3px")
-
-
-def by_hand(*edges: tuple[str, str, float]) -> Circuit:
-    """A circuit of three layers with two groups in each below the logit."""
-    layers = (LOGITS, "b", "a")
-    ids = ["logits/0", "b/0", "b/1", "a/0", "a/1"]
-    groups = tuple(NeuronGroup(name, name.split("/")[0], (), (), (0,), (1.0,), None) for name in ids)
-    return Circuit(0, "cat", layers, (), (), (), groups, tuple(Edge(*edge, edge[2]) for edge in edges))
-
-
-class TestDrawing:
-    def test_rows_follow_the_layers_with_the_logit_on_top(self):
-        circuit = by_hand(("b/0", "logits/0", 0.5), ("a/0", "b/0", 0.5))
-        drawing = graph.draw(circuit, circuit.groups, 0.0)
-        assert drawing.rows == (("logits/0",), ("b/0",), ("a/0",))
-        heights = [drawing.position[row[0]][1] for row in drawing.rows]
-        assert heights == sorted(heights)
-
-    def test_lines_that_cross_are_untangled(self):
-        circuit = by_hand(("b/0", "logits/0", 0.5), ("b/1", "logits/0", 0.5), ("a/1", "b/0", 0.5), ("a/0", "b/1", 0.5))
-        assert graph.crossings([["logits/0"], ["b/0", "b/1"], ["a/0", "a/1"]], circuit.edges) == 1
-        drawing = graph.draw(circuit, circuit.groups, 0.0)
-        assert graph.crossings(drawing.rows, drawing.edges) == 0
-
-    def test_groups_that_hang_only_on_pruned_edges_are_left_out(self):
-        circuit = by_hand(("b/0", "logits/0", 0.5), ("b/1", "logits/0", 0.05), ("a/1", "b/1", 0.9))
-        assert graph.draw(circuit, circuit.groups, 0.1).groups == ("logits/0", "b/0")
-
-    def test_a_long_row_stands_in_two_lines(self):
-        ids = [f"b/{number}" for number in range(12)]
-        groups = tuple(NeuronGroup(name, name.split("/")[0], (), (), (0,), (1.0,), None) for name in ["logits/0", *ids])
-        edges = tuple(Edge(name, "logits/0", 0.1, 0.1) for name in ids)
-        drawing = graph.draw(Circuit(0, "cat", (LOGITS, "b"), (), (), (), groups, edges), groups, 0.0)
-        places = [drawing.position[name] for name in ids]
-        assert len({y for _, y in places}) == 2
-        for number, (x, y) in enumerate(places):
-            for other_x, other_y in places[number + 1 :]:
-                assert abs(x - other_x) >= graph.NODE or abs(y - other_y) >= graph.NODE
-
-    def test_the_frame_asks_nobody_and_names_stay_text_in_it(self):
-        circuit = by_hand(("b/0", "logits/0", 0.5))
-        drawing = graph.draw(circuit, circuit.groups, 0.0)
-        names = dict.fromkeys(drawing.groups, EVIL)
-        page = graph.html(drawing, names, names, dict.fromkeys(drawing.groups, "data:,"))
-        assert "Content-Security-Policy" in page
-        assert not re.search(r"<(?:script|link)[^>]*\s(?:src|href)=", page)
-        assert "<img src=x" not in page
-        assert '"title"' not in page.rpartition("<body>")[2].partition("new vis.Network")[0]  # pyvis would read tooltips as HTML
-
-    def test_what_seldom_returns_is_paler_and_doubted_layers_are_marked(self):
-        circuit = by_hand(("b/0", "logits/0", 0.5), ("b/1", "logits/0", 0.5))
-        drawing = graph.draw(circuit, circuit.groups, 0.0)
-        stability = graph.Stability(10, {"b/0": 1.0, "b/1": 0.2}, {"b/0>logits/0": 1.0, "b/1>logits/0": 0.2})
-        words = dict.fromkeys(drawing.groups, "")
-        page = graph.html(drawing, words, words, words, stability, ("b",))
-        nodes = {node["id"]: node for node in json.loads(re.search(r"nodes = new vis\.DataSet\((\[.*?\])\);", page)[1])}
-        edges = {edge["id"]: edge for edge in json.loads(re.search(r"edges = new vis\.DataSet\((\[.*?\])\);", page)[1])}
-        assert nodes["b/1"]["opacity"] < nodes["b/0"]["opacity"] == nodes["logits/0"]["opacity"] == 1.0
-        assert edges["b/1>logits/0"]["color"]["opacity"] < edges["b/0>logits/0"]["color"]["opacity"]
-        assert edges["b/1>logits/0"]["hint"].endswith("returns in 2 of 10 rebuilds")
-        assert nodes["row:b"]["label"] == "✗ b"
-        picture = graph.svg(drawing, words, dict.fromkeys(drawing.groups, "data:,"), stability, ("b",)).decode()
-        assert "✗ b" in picture
-        assert sorted(re.findall(r' opacity="([\d.]+)"', picture)) == ["0.52", "1.00", "1.00"]
-
-    def test_the_svg_is_well_formed_and_holds_the_names_as_text(self):
-        circuit = by_hand(("b/0", "logits/0", -0.5))
-        drawing = graph.draw(circuit, circuit.groups, 0.0)
-        names = {"logits/0": "cat", "b/0": "<b>&\x07"}
-        root = ElementTree.fromstring(graph.svg(drawing, names, dict.fromkeys(drawing.groups, "data:,")))
-        space = "{http://www.w3.org/2000/svg}"
-        assert "<b>& " in [text.text for text in root.iter(f"{space}text")]
-        assert [path.get("stroke") for path in root.iter(f"{space}path")] == [colours.TAKES]
 
 
 class TestDebug:

@@ -2,7 +2,9 @@
 
 import base64
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import streamlit as st
@@ -10,13 +12,18 @@ from PIL import Image
 
 from neurflow_engine import catalogue
 from neurflow_engine.comparison import Comparison, compare
+from neurflow_engine.edits import Edits, EditStore
+from neurflow_engine.edits import edited as arranged
 from neurflow_engine.images import open_image
 from neurflow_engine.jobs import Jobs
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.proposals import Proposal, ProposalStore, Score
+from neurflow_engine.records import Circuit
 from neurflow_engine.store import DebugReport, Evaluation, Run, Workspace
 from neurflow_engine.verdicts import VerdictStore
 from pages.ui import graph
+
+Made = TypeVar("Made")
 
 THUMBNAIL = 112  # pixels of the longer side of a picture in a gallery
 
@@ -152,15 +159,44 @@ def thumbnail(path: str, changed: float, size: int = THUMBNAIL) -> str:
     return data_uri(image)
 
 
-def collage(run_id: str, group_id: str, badge: str = "") -> str:
-    """Four patches of a group in one picture, with a few characters in its corner."""
-    return _collage(str(workspace().root), run_id, group_id, badge)
+def collage(run_id: str, group_id: str) -> str:
+    """Four patches of a computed group in one picture."""
+    return _sheet(str(workspace().root), run_id, run(run_id).circuit.group[group_id].patches[:4], 64, 2)
 
 
-@st.cache_data(max_entries=1000)
-def _collage(root: str, run_id: str, group_id: str, badge: str) -> str:
-    run = _run(root, run_id)
-    return graph.collage(run, run.circuit.group[group_id], badge)
+def sheet(run_id: str, patches: tuple[int, ...], side: int) -> str:
+    """Patches of a run in one picture, for the graph; ``side``: pixels of each."""
+    return _sheet(str(workspace().root), run_id, patches, side, graph.COLUMNS)
+
+
+@st.cache_data(max_entries=4000)
+def _sheet(root: str, run_id: str, patches: tuple[int, ...], side: int, columns: int) -> str:
+    return graph.sheet(_run(root, run_id), patches, side, columns)
+
+
+def edits() -> EditStore:
+    """How people arranged the circuits of the workspace."""
+    return _edits(str(workspace().root))
+
+
+@st.cache_resource
+def _edits(root: str) -> EditStore:
+    return EditStore.for_workspace(root)
+
+
+def edited(run_id: str, now: Edits) -> Circuit:
+    """A run's circuit as people arranged it."""
+    return once(("edited", run_id, now.version, str(now.updated)), lambda: arranged(run(run_id).circuit, now))
+
+
+def once(key: tuple, make: Callable[[], Made]) -> Made:
+    """What was made under a key in this workspace, or what ``make`` makes now; the key has to name all that it depends on."""
+    return _once(str(workspace().root), key, make)
+
+
+@st.cache_resource(max_entries=24, show_spinner=False)
+def _once(root: str, key: tuple, _make: Callable[[], Made]) -> Made:
+    return _make()
 
 
 def data_uri(image) -> str:

@@ -20,15 +20,15 @@ Value = TypeVar("Value")
 # parameters of the address by page: first what is open, then how it is looked at
 _KEPT = {
     "analyze": ("run", "evaluation", "target", "job", "layers", "tour"),
-    "circuit": ("run", "group", "edge", "route", "tab", "limit", "weakest", "stability", "tour"),
+    "circuit": ("run", "group", "edge", "route", "tab", "limit", "weakest", "depth", "stability", "computed", "tour"),
     "debug": ("run", "evaluation", "show", "image", "images", "silence", "fix", "job", "page", "look", "alike", "rows", "tour"),
     "labels": ("run", "group", "view", "in", "states", "score", "text", "order", "like", "tour"),
     "compare": ("run", "with", "part", "kind", "layer", "sheet", "tour"),
 }
 # mean nothing in another run
 _OF_A_RUN = (
-    *("group", "edge", "route", "tab", "limit", "weakest", "show", "image", "images", "silence", "fix", "page", "alike", "rows"),
-    *("in", "like", "layers", "kind", "layer", "sheet"),
+    *("group", "edge", "route", "tab", "limit", "weakest", "depth", "computed", "show", "image", "images", "silence", "fix", "page"),
+    *("alike", "rows", "in", "like", "layers", "kind", "layer", "sheet"),
 )
 _ADDRESS, _NOTICE, _GRAPH, _SEEN, _STEPS, _FIRST = "address", "notice", "graph selection", "seen running", "silenced before", "happened"
 _BROWSER = "browser"
