@@ -17,12 +17,12 @@ from pages.ui.label_scene import jaccard
 _ALIKE = 40  # groups of a layer that are offered to be merged with one, the most alike first
 
 
-def change(scene: Scene, act: Callable[[EditStore, str, int], object], open_group: str | None = None) -> Callable[[], None]:
-    """A callback that edits the circuit on the version that was shown; ``act`` takes the store, the author and that version."""
+def change(scene: Scene, act: Callable[[EditStore, int], object], open_group: str | None = None) -> Callable[[], None]:
+    """A callback that edits the circuit on the version that was shown; ``act`` takes the store and that version."""
 
     def callback() -> None:
         before = set(scene.circuit.group)
-        act(cached.edits(), people.author(), scene.edits.version)
+        act(cached.edits(), scene.edits.version)
         after = Scene.of(scene.run)
         if session.get("group") and session.get("group") not in after.circuit.group:
             new = [group for group in after.circuit.group if group not in before]
@@ -50,7 +50,7 @@ def bar(scene: Scene) -> None:
             st.button(
                 "Undo", key="undo_edit", type="tertiary", icon=":material/undo:",
                 help=show.plain(f"{edits.author} {edits.said}, {show.age(edits.updated)}"),
-                on_click=change(scene, lambda store, author, version: store.undo(scene.run.id, author, version)),
+                on_click=change(scene, lambda store, version: store.undo(scene.run.id, people.author(), version)),
             )  # fmt: skip
         with st.popover("History", type="tertiary"):
             history(scene)
@@ -68,7 +68,7 @@ def history(scene: Scene) -> None:
 
 def hide(scene: Scene, group: str, away: bool) -> Callable[[], None]:
     """A callback that hides a group, or shows it again."""
-    return change(scene, lambda store, author, version: store.hide(scene.run, group, author, version, away))
+    return change(scene, lambda store, version: store.hide(scene.run, group, people.author(), version, away))
 
 
 def buttons(scene: Scene, group: NeuronGroup) -> None:
@@ -80,7 +80,7 @@ def buttons(scene: Scene, group: NeuronGroup) -> None:
         st.button(
             "Unpin" if is_pinned else "Pin", key="pin_it", type="tertiary", icon=":material/keep:",
             help="Keep it in the graph, however few groups are shown",
-            on_click=change(scene, lambda store, author, version: store.pin(scene.run, group.id, author, version, not is_pinned)),
+            on_click=change(scene, lambda store, version: store.pin(scene.run, group.id, people.author(), version, not is_pinned)),
         )  # fmt: skip
         st.button(
             "Hide", key="hide_it", type="tertiary", icon=":material/visibility_off:",
@@ -97,7 +97,7 @@ def buttons(scene: Scene, group: NeuronGroup) -> None:
             st.button(
                 "Take back", key="restore_it", type="tertiary", icon=":material/restart_alt:",
                 help="The groups that it was made of, as computed",
-                on_click=change(scene, lambda store, author, version: store.restore(scene.run, group.id, author, version), first),
+                on_click=change(scene, lambda store, version: store.restore(scene.run, group.id, people.author(), version), first),
             )  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def merge_dialog(scene: Scene, group: NeuronGroup) -> None:
             with rest:
                 _row(scene, other.patches, scene.called(other.id))
     count = len(chosen) + 1
-    act = change(scene, lambda store, author, version: store.merge(scene.run, [group.id, *chosen], author, version))
+    act = change(scene, lambda store, version: store.merge(scene.run, [group.id, *chosen], people.author(), version))
     if st.button(f"Merge {count} groups" if chosen else "Merge", key="merge_now", type="primary", disabled=not 2 <= count <= MOST):
         act()
         st.rerun()
@@ -167,7 +167,7 @@ def split_dialog(scene: Scene, group: NeuronGroup) -> None:
     ):  # fmt: skip
         split = [[part] for part in members]
     if split:
-        change(scene, lambda store, author, version: store.split(scene.run, group.id, split, author, version))()
+        change(scene, lambda store, version: store.split(scene.run, group.id, split, people.author(), version))()
         st.rerun()
 
 

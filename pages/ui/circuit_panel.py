@@ -175,7 +175,7 @@ def origins(run: Run, group: NeuronGroup) -> None:
         alt.Chart(rows)
         .mark_bar(cornerRadiusEnd=2)
         .encode(
-            y=alt.Y("true class:N", sort=order, title=None, axis=alt.Axis(labelLimit=120, ticks=False, domain=False)),
+            y=alt.Y("true class:N", sort=order, title=None, axis=alt.Axis(labelLimit=120, ticks=False, domain=False, labelOverlap=False)),
             yOffset=alt.YOffset("of:N", sort=["these patches", "all images"]),
             x=alt.X("share:Q", title=None, axis=alt.Axis(format=".0%", tickCount=4)),
             color=alt.Color(
@@ -188,7 +188,7 @@ def origins(run: Run, group: NeuronGroup) -> None:
         .properties(height=30 * len(order) + 50)
     )
     st.html("<h3 class=nf-part>True classes behind these patches</h3>")
-    st.altair_chart(chart)
+    st.altair_chart(show.legible(chart))
     st.caption(f"{len(set(images))} of {len(circuit.images)} images. A class far above its share in all images brings this group in.")
 
 
