@@ -623,8 +623,9 @@ def _comparison_text(found, names: Sequence[dict[str, str]]) -> str:
 
     lines = [found.how]
     if found.by:
-        lines.append(f"{len(found.matches)} groups in both, {len(found.vanished)} vanished, {len(found.appeared)} appeared")
-    for mark, pairs in (("=", found.matches), ("-", found.vanished), ("+", found.appeared)):
+        maybe = f"{len(found.unsure)} maybe by chance, " if found.unsure else ""
+        lines.append(f"{len(found.matches)} groups in both, {maybe}{len(found.vanished)} vanished, {len(found.appeared)} appeared")
+    for mark, pairs in (("=", found.matches), ("~", found.unsure), ("-", found.vanished), ("+", found.appeared)):
         for pair in pairs:
             random = f"random {pair.random['mean']:.2f} [{pair.random['low']:.2f}, {pair.random['high']:.2f}]"
             lines.append(f"{mark} {named(pair, 0):<32} {named(pair, 1):<32} overlap {pair.overlap:.2f} ({random})")

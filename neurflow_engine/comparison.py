@@ -21,6 +21,7 @@ from neurflow_engine.records import LOGITS, Circuit, Edge, NeuronGroup
 from neurflow_engine.store import SCHEMA, Evaluation, Run, Workspace
 
 DRAWS = 100  # of random groups in the control
+ALIKE = 0.5  # overlap from which a group that has its like in the other run is not said to be gone
 FEWEST_IMAGES = 5  # probe images of both runs, below which patches say too little
 _CELLS = 8  # along a side of an image: windows of a whole, a half and a quarter of it begin and end between cells
 _DIGITS = 4
@@ -75,6 +76,7 @@ class Comparison:
     n_shared: int  # probe images of both runs
     layers: tuple[tuple[str, str], ...]  # layers whose groups were held against each other, deepest first
     matches: tuple[Pair, ...]  # that overlap more than random groups do, most alike first
+    unsure: tuple[Pair, ...]  # that overlap by half or more, as random groups as small as these do too
     vanished: tuple[Pair, ...]  # groups of the left run alone, each with the group most like it
     appeared: tuple[Pair, ...]  # groups of the right run alone
     untold: tuple[tuple[Side, str], ...]  # groups of which nothing can be said: no patch in a shared image, or no such layer there
@@ -92,7 +94,8 @@ def compare(left: Run, right: Run, draws: int = DRAWS, seed: int = 0) -> Compari
 
     Groups of a layer are assigned one to one, for the largest total overlap. A pair is a match when it overlaps more than the upper end of
     its control: the best overlap with any group of the layer after the other run's images were shuffled (for directions: after its
-    neurons were exchanged for random ones of those that either circuit has).
+    neurons were exchanged for random ones of those that either circuit has). A pair that overlaps by half or more without being surer
+    than chance, such as two groups on one image, is neither a match nor gone.
 
     Raises:
         InputError: the two are one run, or there is no draw.
@@ -105,7 +108,7 @@ def compare(left: Run, right: Run, draws: int = DRAWS, seed: int = 0) -> Compari
     by, how = _way(left, right, len(shared))
     layers = _layer_pairs(left.circuit, right.circuit)
     generator = np.random.default_rng(seed)
-    found: dict[str, list[Pair]] = {"matches": [], "vanished": [], "appeared": []}
+    found: dict[str, list[Pair]] = {kind: [] for kind in ("matches", "unsure", "vanished", "appeared")}
     told: set[tuple[Side, str]] = set()
     for pair in layers if by else ():
         groups = tuple(run.circuit.groups_of(layer) for run, layer in zip((left, right), pair, strict=True))
@@ -120,8 +123,8 @@ def compare(left: Run, right: Run, draws: int = DRAWS, seed: int = 0) -> Compari
     untold = tuple(one for one in named if one not in told)
     matches = sorted(found["matches"], key=lambda pair: -pair.overlap)
     weights = _weights(left.circuit, right.circuit, matches) if by else ()
-    alone = [tuple(found[kind]) for kind in ("vanished", "appeared")]
-    return Comparison(left, right, by, how, len(shared), layers, tuple(matches), *alone, untold, weights, draws)
+    others = [tuple(found[kind]) for kind in ("unsure", "vanished", "appeared")]
+    return Comparison(left, right, by, how, len(shared), layers, tuple(matches), *others, untold, weights, draws)
 
 
 # what can be held against each other
@@ -257,18 +260,20 @@ def _assigned(groups: Sequence[Sequence[str]], vectors: _Vectors, draws: int, ge
     best = [np.stack([one.max(axis=axis) for one in random]) for axis in (1, 0)]  # (draws, n_left) and (draws, n_right)
     control = [[spread(column) for column in side.T] for side in best]
     own, others = groups
-    matched = [
-        (row, column)
-        for row, column in zip(*linear_sum_assignment(-overlap), strict=True)
-        if overlap[row, column] > max(control[0][row]["high"], control[1][column]["high"])
-    ]
-    rows, columns = {row for row, _ in matched}, {column for _, column in matched}
+    matched, unsure = [], []
+    for row, column in zip(*linear_sum_assignment(-overlap), strict=True):
+        if overlap[row, column] > max(control[0][row]["high"], control[1][column]["high"]):
+            matched.append((row, column))
+        elif overlap[row, column] >= ALIKE:
+            unsure.append((row, column))
+    rows, columns = ({pair[side] for pair in matched + unsure} for side in (0, 1))
 
     def pair(row: int, column: int, side: int) -> Pair:
         return Pair(own[row], others[column], float(overlap[row, column]), control[side][column if side else row])
 
     return {
         "matches": [pair(row, column, 0) for row, column in matched],
+        "unsure": [pair(row, column, 0) for row, column in unsure],
         "vanished": [pair(row, int(overlap[row].argmax()), 0) for row in range(len(own)) if row not in rows],
         "appeared": [pair(int(overlap[:, column].argmax()), column, 1) for column in range(len(others)) if column not in columns],
     }
@@ -431,6 +436,7 @@ def as_json(found: Comparison, left_names: Mapping[str, str], right_names: Mappi
         "draws": found.draws,
         "layers": [{"left": left, "right": right} for left, right in found.layers],
         "matches": [told(pair) for pair in found.matches],
+        "unsure": [told(pair) for pair in found.unsure],
         "vanished": [told(pair) for pair in found.vanished],
         "appeared": [told(pair) for pair in found.appeared],
         "untold": [{"side": side, "group": group} for side, group in found.untold],
@@ -448,7 +454,8 @@ def _figures(pair: Pair) -> dict:
 def to_csv(found: Comparison, left_names: Mapping[str, str], right_names: Mapping[str, str]) -> str:
     """One row per match and per group that only one run has; no cell can run as a formula."""
     rows = []
-    for kind, pairs in (("match", found.matches), ("vanished", found.vanished), ("appeared", found.appeared)):
+    kinds = (("match", found.matches), ("unsure", found.unsure), ("vanished", found.vanished), ("appeared", found.appeared))
+    for kind, pairs in kinds:
         for pair in pairs:
             random = {f"random_{name}": round(value, _DIGITS) for name, value in pair.random.items()}
             rows.append(

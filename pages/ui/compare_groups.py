@@ -14,7 +14,7 @@ from neurflow_engine.records import Edge
 from pages.ui import colours, session, show
 from pages.ui.compare_scene import LETTER, Scene
 
-KINDS = ("In both", "Only in A", "Only in B", "Cannot be told")
+IN_BOTH, UNSURE, ONLY_A, ONLY_B, UNTOLD = KINDS = ("In both", "Maybe by chance", "Only in A", "Only in B", "Cannot be told")
 ALL = "All layers"
 SHEET = 12  # rows at a time
 PATCHES, SIDE = 6, 52  # shown of a group, and their side in pixels
@@ -24,7 +24,7 @@ def groups(scene: Scene) -> None:
     """One outcome at a time, of all layers or of one."""
     found = scene.found
     rows: dict[str, Sequence[Pair | tuple[Side, str]]] = dict(
-        zip(KINDS, (found.matches, found.vanished, found.appeared, found.untold), strict=True)
+        zip(KINDS, (found.matches, found.unsure, found.vanished, found.appeared, found.untold), strict=True)
     )
     kinds = [kind for kind in KINDS if rows[kind]]
     if not kinds:
@@ -51,7 +51,7 @@ def groups(scene: Scene) -> None:
     asked = session.number("sheet", 1, 1, pages)
     number = st.pagination(pages, **session.linked("sheet", asked, f"sheet_{kind}_{layer}")) if pages > 1 else 1
     for row in shown[(number - 1) * SHEET : number * SHEET]:
-        if kind == KINDS[3]:
+        if kind == UNTOLD:
             untold(scene, *row)
         else:
             pair(scene, row, kind)
@@ -65,14 +65,14 @@ def _layer(scene: Scene, row: Pair | tuple[Side, str]) -> str:
 
 def pair(scene: Scene, row: Pair, kind: str) -> None:
     """Two groups beside each other; of a group that one run alone has, the other is the one most like it."""
-    own: Side = "right" if kind == KINDS[2] else "left"
+    own: Side = "right" if kind == ONLY_B else "left"
     with st.container(border=True, key=f"pair_{own}_{row.left if own == 'left' else row.right}".replace("/", "_")):
         left, middle, right = show.split(f"pair_{own}_{row.left}_{row.right}", [9, 5, 9], "center")
         with middle:
-            st.html(_overlap(row) + ("" if kind == KINDS[0] else f'<div class="nf-small">{_why(row)}</div>'))
+            st.html(_overlap(row) + ("" if kind == IN_BOTH else f'<div class="nf-small">{_why(row, kind)}</div>'))
         for column, side, group in ((left, "left", row.left), (right, "right", row.right)):
             with column:
-                side_of(scene, side, group, row.right if own == "right" else row.left, kind != KINDS[0] and side != own)
+                side_of(scene, side, group, row.right if own == "right" else row.left, kind in (ONLY_A, ONLY_B) and side != own)
 
 
 def side_of(scene: Scene, side: Side, group: str, key: str = "", faded: bool = False) -> None:
@@ -103,12 +103,14 @@ def _overlap(row: Pair) -> str:
     return f'<b>{row.overlap:.2f}</b> <span class="nf-small">{numbers}</span><div style="{track}">{bar}{marks}</div>'
 
 
-def _why(row: Pair) -> str:
+def _why(row: Pair, kind: str) -> str:
+    if kind == UNSURE:
+        return "alike, but so are random groups on as few images"
     return "alike, but matched with another group" if row.is_beyond_chance else "no more alike than random groups"
 
 
 def _explained(scene: Scene, kind: str) -> str:
-    if kind == KINDS[3]:
+    if kind == UNTOLD:
         return (
             "Nothing can be said of these: the two runs cannot be matched at all."
             if scene.found.by is None

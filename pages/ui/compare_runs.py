@@ -88,6 +88,8 @@ def summary(scene: Scene) -> None:
     if found.by:
         counts = (("in both", found.matches), (f"only in {LETTER['left']}", found.vanished), (f"only in {LETTER['right']}", found.appeared))
         words = [f"<b>{len(pairs)}</b> groups {what}" for what, pairs in counts]
+        if found.unsure:
+            words.insert(1, f"<b>{len(found.unsure)}</b> alike, maybe by chance")
         if found.untold:
             words.append(f"<b>{len(found.untold)}</b> that cannot be told")
         st.html(f'<div class="nf-facts" style="font-size:1.05rem">{"".join(f"<div>{one}</div>" for one in words)}</div>')
