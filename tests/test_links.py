@@ -113,6 +113,8 @@ def labels_view(page, run: Run) -> None:
 def compare_view(page, run: Run) -> None:
     """The group that only the first of two runs has."""
     page.get_by_role("button", name="other-1").click()
+    page.wait_for_url("**with=*")
+    seen(page)
     page.get_by_text(re.compile(r"^Only in A \(\d+\)$")).click()
     page.wait_for_url("**kind=*")
 
