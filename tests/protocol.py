@@ -3,6 +3,7 @@
 import re
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
@@ -20,17 +21,20 @@ class Tab:
         self.address, self.session, self.elements, self._page = address, None, [], ""
         self.cookie = _cookie(address)
         server = urlsplit(address)
-        self._socket = connect(
-            f"ws://{host or server.hostname}:{server.port}/_stcore/stream",
-            sock=socket.create_connection((server.hostname, server.port)),
-            additional_headers=[("Cookie", f"_streamlit_xsrf={self.cookie}"), *headers],
-            origin=origin or f"http://{host or server.hostname}:{server.port}",
-            subprotocols=["streamlit", self.cookie],
-            max_size=None,
+        self._open = ExitStack()
+        self._socket = self._open.enter_context(
+            connect(
+                f"ws://{host or server.hostname}:{server.port}/_stcore/stream",
+                sock=socket.create_connection((server.hostname, server.port)),
+                additional_headers=[("Cookie", f"_streamlit_xsrf={self.cookie}"), *headers],
+                origin=origin or f"http://{host or server.hostname}:{server.port}",
+                subprotocols=["streamlit", self.cookie],
+                max_size=None,
+            )
         )
 
     def close(self) -> None:
-        self._socket.close()
+        self._open.close()
 
     def __enter__(self) -> "Tab":
         return self

@@ -79,6 +79,7 @@ def test_a_viewer_looks_and_is_told_what_needs_a_reviewer(page, app, run, worksp
         ({"email": "eve@evil.example", "email_verified": True}, "eve@evil.example may not use this server"),
         ({"email": "ana@lab.org", "email_verified": False}, "was not verified by whom you signed in with"),
         ({}, "gave no e-mail address that can be used"),
+        ({"email": "<img/src=leak/onerror=window.owned=1>", "email_verified": True}, "onerror=window.owned=1> may not use this server"),
     ],
 )
 def test_who_is_not_listed_or_not_verified_stays_outside(page, app, run, signing_in, claims, said):
@@ -89,3 +90,4 @@ def test_who_is_not_listed_or_not_verified_stays_outside(page, app, run, signing
     page.get_by_text(said).wait_for()
     assert page.get_by_text("cats").count() == 0
     page.get_by_role("button", name="Sign out").wait_for()
+    assert page.evaluate("window.owned") is None

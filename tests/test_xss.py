@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 import hand_made
 import hand_made_labels
+import hand_made_runs
 import pytest
 from browsing import ROOT, click_group, graph_frame, serving
 
@@ -330,6 +331,51 @@ def test_the_labels_page(watched, hostile):
         settled(watched)
         assert shows(watched, LABELS[0])  # the reason why a row is left out names what stands in it
         nothing_ran(watched)
+
+
+@pytest.fixture
+def alike(tmp_path) -> Workspace:
+    """Two runs by hand, whose images and groups have hostile names, and jobs that failed with hostile titles."""
+    workspace = Workspace(tmp_path / "workspace")
+    images = tuple(f"{text.replace('/', ':')}/{number}.png" for number, text in enumerate(LABELS))
+    groups = {"layer2": [[0, 1, 2], [10, 11]], "layer1": [[5, 6, 7], [15, 16], [20, 21]]}
+    labels = LabelStore.for_workspace(workspace.root)
+    for name, weights in (("one", "a" * 64), ("two", "b" * 64)):
+        run = hand_made_runs.write(workspace, name, groups, {("layer1/0", "layer2/0"): 0.5}, images, weights)
+        for text, group in zip(LABELS, run.circuit.groups[1:], strict=False):
+            labels.edit(name, group.id, text, AUTHOR, 0)
+    labels.close()
+    jobs = Jobs(workspace.root)
+    for text in LABELS[:3]:
+        job = jobs.start("analyze", text, ["analyze", "--model", text, "--data", text, "--target", text])
+        while jobs.get(job.id).active:
+            time.sleep(0.1)
+    return workspace
+
+
+def test_the_compare_page_and_the_jobs_beside_it(watched, alike):
+    with serving(alike.root) as address:
+        for part in ("Groups", "Weights", "Trust", "Accuracy"):
+            watched.goto(f"{address}/compare?run=one&with=two&part={part}")
+            watched.get_by_text("What do two runs have in common").wait_for()
+            settled(watched)
+            nothing_ran(watched)
+            hover_all(watched, ".nf-tile:visible, [data-testid=stVegaLiteChart]:visible path")
+            nothing_ran(watched)
+        watched.goto(f"{address}/compare?run=one&with=two&part=Groups")
+        settled(watched)
+        assert shows(watched, LABELS[0])
+        for log in watched.get_by_role("button", name="Log").all():
+            log.click()
+            settled(watched)
+            nothing_ran(watched)
+            watched.keyboard.press("Escape")
+        for name in watched.get_by_role("combobox").all():
+            if name.is_visible():
+                name.click()
+                watched.wait_for_timeout(200)
+                nothing_ran(watched)
+                watched.keyboard.press("Escape")
 
 
 @pytest.mark.parametrize("name", [name for name in (*CLASSES, *LABELS) if re.search("<(img|svg|script|a|iframe|style|math)", name)])
