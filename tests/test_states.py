@@ -36,13 +36,13 @@ VIEWS = {
     "circuit": {"": {}, "group": {"group": "GROUP"}, "trust": {"tab": "Trust"}, "images": {"tab": "Images by logit"}},
     "debug": {"": {}, "image": {"image": "IMAGE", "silence": "GROUP"}, "several": {"silence": "GROUP"}},
     "labels": {"": {}, "table": {"view": "Table"}, "proposals": {"view": "Proposals"}, "files": {"view": "Files"}},
-    "compare": {"": {"with": "OTHER"}, "weights": {"with": "OTHER", "part": "Weights"}},
+    "compare": {"": {"with": "OTHER"}},
 }
 CASES = [
     (state, page, view)
     for state in ("empty", "demo", "failed", "huge")
     for page in PAGES
-    for view in (VIEWS[page] if state in ("demo", "huge") else [""])
+    for view in (VIEWS[page] if state == "demo" else [""])
 ]
 # Streamlit's own: its file field is an unnamed section inside a named one
 AXE = {
