@@ -87,7 +87,7 @@ def sentences(tab: Tab) -> list[str]:
 
 
 def kept(workspace: Workspace) -> dict:
-    """Everything that a workspace holds, but what is being written while somebody looks."""
+    """Everything that a workspace holds, but its log and what is being written while somebody looks."""
     run_ids = [run.id for run in workspace.runs()]
     found: dict = {"jobs": [job.id for job in Jobs(workspace.root).all()]}
     with closing(LabelStore.for_workspace(workspace.root)) as labels:
@@ -98,7 +98,7 @@ def kept(workspace: Workspace) -> dict:
     with closing(EditStore.for_workspace(workspace.root)) as edits:
         found["edits"] = [edits.history(run) for run in run_ids]
     files = (path for path in workspace.root.rglob("*") if path.is_file() and ".sqlite" not in path.name and path.suffix != ".lock")
-    return found | {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if "jobs" not in path.parts}
+    return found | {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if not {"jobs", "logs"} & set(path.parts)}
 
 
 # who is asked
