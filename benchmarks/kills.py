@@ -47,7 +47,7 @@ SAID = {  # what the panel shows of a job
     JobState.DONE: "done in",
     JobState.DIED: "start it again",
 }
-PATIENCE = 240.0  # seconds for anything that should happen at once, on a machine as busy as can be
+PATIENCE = 60.0  # seconds for anything that should happen at once, on a machine as busy as can be
 
 
 @dataclass
@@ -316,7 +316,11 @@ class Torture:
             return
         self.page.goto(f"{self.server.address}/circuit?run={self.finished.id}")
         if not until(lambda: self.says_how_it_stands(job.id)):
-            problems.append(f"kill {number} ({victim}): the page does not say that the job is {self.jobs.get(job.id).state}")
+            shown = self.page.locator("[data-testid=stSidebar]").inner_text()
+            state = self.jobs.get(job.id).state
+            problems.append(
+                f"kill {number} ({victim}): the page does not say that job {job.id} is {state}, but {' '.join(shown.split())!r}"
+            )
 
     def says_how_it_stands(self, job_id: str) -> bool:
         self.page.wait_for_timeout(100)
@@ -386,8 +390,11 @@ def torture(kills: int, seed: int, folder: Path, browser, say=lambda line: None)
         while work.tally.kills.total() < kills:
             work.once()
             job = work.job()
-            say(f"{work.tally.kills.total()} kills: job {job.state} in {job.stage or '-'}, {len(work.tally.problems)} problems")
+            last = f" PROBLEM {work.tally.problems[-1]}" if work.tally.problems else ""
+            say(f"{work.tally.kills.total()} kills: job {job.state} in {job.stage or '-'}, {len(work.tally.problems)} problems{last}")
         work.finish()
+    except KeyboardInterrupt:
+        say("interrupted: what follows is not all that was asked for")
     finally:
         work.end()
         page.close()
