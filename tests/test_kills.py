@@ -158,7 +158,7 @@ def test_a_killed_analysis_is_listed_as_dead_and_resumed_to_the_same_circuit(dem
     workspace = Workspace(tmp_path / "workspace")
     jobs = Jobs(workspace.root)
     job = jobs.start("analyze", "Analyse", command(demo_images, workspace.root))
-    wait(jobs, job, lambda job: "evaluate" in {stage.name for stage in job.stages})
+    wait(jobs, job, lambda job: job.stage == "activations")
     kill(job)
     job = wait(jobs, job)
     assert (job.state, job.message) == (JobState.DIED, DIED)
