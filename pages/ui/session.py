@@ -32,12 +32,14 @@ _OF_A_RUN = (
 )
 _ADDRESS, _NOTICE, _GRAPH, _SEEN, _STEPS, _FIRST = "address", "notice", "graph selection", "seen running", "silenced before", "happened"
 _BROWSER = "browser"
+_FRAMED = "inside the frame"
 _STEPS_KEPT = 50
 NOTHING = ","  # in the address: no element of a list
 
 
 def restore(page: str) -> None:
     """Take over what the address says, or put into one that says nothing what was open; call once at the start of every page."""
+    st.session_state[_FRAMED] = True
     kept = st.session_state.setdefault(_ADDRESS, {})
     if "run" in st.query_params and st.query_params["run"] != kept.get("run"):
         for name in _OF_A_RUN:
@@ -54,10 +56,11 @@ def restore(page: str) -> None:
 def inside_frame() -> None:
     """Call first in every page: makes sure that app.py is around it.
 
-    Before app.py has run once in a server, Streamlit takes ``pages/`` for an app of the old kind, and a link to a page would run the page's
-    file alone. There is no public setting for it, so its own switch is turned here, and the same page is asked for again.
+    Before app.py has run once in a server, Streamlit takes ``pages/`` for an app of the old kind, and a link to a page, or a tab that finds
+    its server again, would run the page's file alone. There is no public setting for it, so its own switch is turned here, and the same
+    page is asked for again.
     """
-    if PagesManager.uses_pages_directory:
+    if not st.session_state.pop(_FRAMED, False):  # not the switch itself: another tab may have turned it since this run began
         PagesManager.uses_pages_directory = False
         st.rerun()
 
