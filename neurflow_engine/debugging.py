@@ -141,25 +141,28 @@ class Debugger:
     def silencers(self, group_ids: Sequence[str]) -> tuple[Silencer, ...]:
         """What silences the groups: as the report recommends, without one the neurons of circuit groups to zero (together, per layer).
 
+        The order in which the groups are named does not matter.
+
         Raises:
             RunError: a group does not exist.
         """
         known = {group.id: group for group in self.groups}
-        found: list[Silencer] = []
+        reported = self.report.groups if self.report else {}
         zeros: dict[str, set[int]] = {}
-        for group_id in dict.fromkeys(group_ids):
-            if self.report and group_id in self.report.groups:
-                found.append(self.report.silencer(group_id))
-            elif group_id in known:
+        for group_id in group_ids:
+            if group_id in reported:
+                continue
+            if group_id in known:
                 zeros.setdefault(known[group_id].layer, set()).update(known[group_id].neurons)
             else:
-                names = {**known, **(self.report.groups if self.report else {})}
+                names = {**known, **reported}
                 raise RunError(
                     f"Run {self.run.id} has no group {group_id!r} that can be silenced.{near_matches(group_id, names)} "
                     f"Its groups are {', '.join(names)}."
                 )
-        found += [Filling(layer, tuple(sorted(neurons)), (0.0,) * len(neurons)) for layer, neurons in zeros.items()]
-        return tuple(found)
+        ordered = self.report.silenced_in_order(group_id for group_id in group_ids if group_id in reported) if self.report else ()
+        together = (Filling(layer, tuple(sorted(neurons)), (0.0,) * len(neurons)) for layer, neurons in zeros.items())
+        return (*(self.report.silencer(group_id) for group_id in ordered), *together)
 
     def inspect(self, path: Path) -> Inspection:
         """Top-5, and presence and best patch of every group in one image; raises DataError."""

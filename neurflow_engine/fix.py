@@ -64,7 +64,7 @@ def write_fix(run: Run, report: DebugReport | None, group_ids: Sequence[str], pa
     if report and report.json["run"] != run.id:
         raise RunError(f"Debug report {report.id} is about run {report.json['run']}, not about {run.id}; name a report of this run.")
     groups, silencers = [], {}
-    for group_id in dict.fromkeys(group_ids):
+    for group_id in report.silenced_in_order(group_ids) if report else dict.fromkeys(group_ids):
         layer, silencer, said = _recommended(report, group_id) if report else _zero(run, group_id)
         groups.append(said)
         silencers[group_id] = (layer, silencer)

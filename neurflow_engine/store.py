@@ -8,7 +8,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 from neurflow_engine.access import absolute, check_readable, workspace_root
 from neurflow_engine.errors import InputError, RunError, WorkspaceError, near_matches
 from neurflow_engine.files import read_json, write_json, writing
-from neurflow_engine.records import Circuit, Edge, Layer, Neuron, NeuronGroup, Patch, ProbeImage, Silencer, SkippedFile
+from neurflow_engine.records import Circuit, Damping, Edge, Layer, Neuron, NeuronGroup, Patch, ProbeImage, Silencer, SkippedFile
 from neurflow_engine.rows import Rows
 from neurflow_engine.silencer_file import read as read_silencers
 
@@ -362,6 +362,16 @@ class DebugReport:
         """The recommended way to silence a group; raises RunError with near matches."""
         self.group(group_id)
         return self._silencers[group_id][1]
+
+    def silenced_in_order(self, group_ids: Iterable[str]) -> tuple[str, ...]:
+        """Groups, each once, in the order in which they are silenced: the same however they are named, as it matters within a layer.
+
+        Dampings come first, because they are made for what the layer gives as it is, and because neurons are to keep what a filling
+        gives them; then the most misleading. Raises RunError with near matches.
+        """
+        place = {group_id: number for number, group_id in enumerate(self.groups)}
+        by = {group_id: (not isinstance(self.silencer(group_id), Damping), place[group_id]) for group_id in group_ids}
+        return tuple(sorted(by, key=by.get))
 
     @cached_property
     def layers(self) -> dict[str, Layer]:

@@ -62,10 +62,30 @@ class TestSilencers:
 
     def test_a_report_says_how_each_group_is_silenced(self, informed, contrast, misled_report):
         first = misled_report.json["groups"][0]["id"]
-        found = informed.silencers([first, contrast, first])
-        assert [silencer.layer for silencer in found] == [first.rpartition("/")[0], contrast.rpartition("/")[0]]
-        assert isinstance(found[1], Damping)
-        np.testing.assert_array_equal(found[1].filter, misled_report.silencer(contrast).filter)
+        damping, filling = informed.silencers([first, contrast, first])
+        assert isinstance(damping, Damping)
+        assert isinstance(filling, Filling)
+        assert (damping.layer, filling.layer) == (contrast.rpartition("/")[0], first.rpartition("/")[0])
+        np.testing.assert_array_equal(damping.filter, misled_report.silencer(contrast).filter)
+        assert filling == misled_report.silencer(first)
+
+    def test_are_the_same_in_whatever_order_groups_are_named(self, informed, paths, contrast):
+        """A damping and a filling of one layer do not give the same the other way round, so their order may not be left to chance."""
+        same_layer = f"{contrast.rpartition('/')[0]}/0"
+        silencers = informed.silencers([same_layer, contrast])
+        assert informed.silencers([contrast, same_layer]) == silencers
+        damping, filling = silencers
+        assert isinstance(damping, Damping)
+        images = informed.load(paths)
+        expected = informed.logits(images, [damping, filling])
+        assert not torch.allclose(informed.logits(images, [filling, damping]), expected, atol=1e-2)
+        neurons = list(filling.neurons)
+        layer = informed.layers[filling.layer]
+        given = record(informed.classifier, images, [layer.name])[layer.name]
+        for silencer in silencers:
+            given = silenced(layer, given, silencer)
+        at_its_values = positions(layer, given)[..., neurons]
+        torch.testing.assert_close(at_its_values, torch.tensor(filling.values).expand_as(at_its_values))
 
     def test_unknown_groups_bring_near_matches(self, debugger, informed, contrast):
         with pytest.raises(RunError, match=r"has no group 'layer4/00' that can be silenced\. Did you mean .*layer4/0"):
@@ -108,11 +128,13 @@ class TestEffect:
             assert_shown(first.after, informed.logits(images, silencers))
 
     def test_of_groups_at_several_layers_is_that_of_all_together(self, informed, paths, contrast):
-        together = informed.silencers(["layer4/0", contrast, "layer2/0"])
+        groups = ["layer4/0", contrast, "layer2/0"]
+        together = informed.silencers(groups)
         images = informed.load(paths)
         expected = informed.logits(images, together)
         assert_shown(informed.effect(paths, together).after, expected)
-        assert_shown(informed.effect(paths, together[::-1]).after, expected)
+        assert_shown(informed.effect(paths, informed.silencers(groups[::-1])).after, expected)
+        assert_shown(informed.effect(paths, together[::-1]).after, informed.logits(images, together[::-1]))
         for alone in together:
             assert not torch.allclose(informed.logits(images, [alone]), expected, atol=1e-2)
 

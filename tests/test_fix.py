@@ -18,6 +18,7 @@ import timm
 import torch
 
 from neurflow_engine import apply_fix, demo, silencer_file, write_fix
+from neurflow_engine.debugging import Debugger
 from neurflow_engine.errors import FixError, RunError
 from neurflow_engine.evaluation import classifier_of
 from neurflow_engine.fix import weights_sha256
@@ -363,6 +364,19 @@ def test_a_fix_of_a_run_gives_the_same_logits_in_a_new_process_with_timm_alone(r
     logits = torch.from_numpy(np.load(tmp_path / "logits.npy"))
     torch.testing.assert_close(logits, reference(classifier, batch, silencers), rtol=0, atol=1e-5)
     assert (logits - record(classifier, batch, [LOGITS])[LOGITS]).abs().max() > 1e-3
+
+
+def test_a_fix_does_what_silencing_did_in_whatever_order_its_groups_are_named(demo_run, misled_report, tmp_path):
+    contrast = next(group for group in misled_report.json["groups"] if group["kind"] == "contrast")
+    named = [f"{contrast['layer']}/0", contrast["id"]]
+    tried = Debugger(demo_run, "cpu", misled_report).silencers(named)
+    for number, groups in enumerate((named, named[::-1])):
+        write_fix(demo_run, misled_report, groups, tmp_path / f"{number}.json")
+        _, written = silencer_file.read(tmp_path / f"{number}.json")
+        assert list(written) == [contrast["id"], named[0]]
+        damping, filling = (silencer for _, silencer in written.values())
+        np.testing.assert_array_equal(damping.filter, tried[0].filter)
+        assert filling == tried[1]
 
 
 def test_a_fix_of_unknown_or_no_groups_or_of_another_run_is_refused(demo_run, demo_report, tmp_path):

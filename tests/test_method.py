@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from nets import network
+from scipy.cluster import hierarchy
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import silhouette_score
 from torch import nn
 
-from neurflow_engine import concepts
 from neurflow_engine.attribution import integrated_gradients
 from neurflow_engine.circuit import explained
 from neurflow_engine.concepts import clustered, concept
@@ -116,8 +116,8 @@ class TestClustering:
 
     def test_the_tree_is_built_once_for_all_numbers(self, monkeypatch):
         built = []
-        ward = concepts.ward
-        monkeypatch.setattr(concepts, "ward", lambda distances: built.append(len(distances)) or ward(distances))
+        ward = hierarchy.ward
+        monkeypatch.setattr(hierarchy, "ward", lambda distances: built.append(len(distances)) or ward(distances))
         clustered(self.POINTS, range(2, 13))
         assert built == [24 * 23 // 2]
 
