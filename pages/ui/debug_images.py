@@ -151,9 +151,14 @@ def images(scene: Scene) -> list[Path]:
         said = FILTERS.get(one) or " → ".join(show.class_name(evaluation, index) for index in cell)
         return f"{show.plain(said)} ({len(choices[one])})"
 
+    def show_others() -> None:
+        other = session.value(key)
+        if other != chosen:  # see session.linked
+            session.put(show=other, image=None, images=None, page=None)
+
     st.segmented_control(
         "Show", list(choices), default=chosen, required=True, key=key, format_func=name, label_visibility="collapsed", wrap=True,
-        on_change=lambda: session.put(show=session.value(key), image=None, images=None, page=None),
+        on_change=show_others,
     )  # fmt: skip
     frame = choices[chosen]
     pages = -(-len(frame) // PAGE)

@@ -46,7 +46,7 @@ def _panel() -> None:
         active = [job for job in reversed(jobs) if job.active]  # who came first is first
         ended = list(_ended_lately(jobs))[:SHOWN]
         if session.changed("active jobs", [(job.id, job.state) for job in active]):
-            st.rerun(scope="app")
+            session.rerun()
         if active or ended:
             st.html(f'{_STYLE}<div class="nf-small" role="heading" aria-level="2">Jobs</div>')
         ahead = 0

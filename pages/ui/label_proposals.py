@@ -165,7 +165,7 @@ def follow(run: Run) -> None:
                 help="What was answered before is not asked again",
             )  # fmt: skip
     if session.changed(f"label job {run.id}", job.active):
-        st.rerun(scope="app")
+        session.rerun()
 
 
 def summary(result: Mapping, job: Job) -> str:

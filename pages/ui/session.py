@@ -25,6 +25,7 @@ _KEPT = {
     "labels": ("run", "group", "view", "in", "states", "score", "text", "order", "like", "tour"),
     "compare": ("run", "with", "part", "kind", "layer", "sheet", "tour"),
 }
+_NAMES = {name for names in _KEPT.values() for name in names}
 # mean nothing in another run
 _OF_A_RUN = (
     *("group", "edge", "route", "tab", "limit", "weakest", "depth", "computed", "show", "image", "images", "silence", "fix", "page"),
@@ -33,13 +34,14 @@ _OF_A_RUN = (
 _ADDRESS, _NOTICE, _GRAPH, _SEEN, _STEPS, _FIRST = "address", "notice", "graph selection", "seen running", "silenced before", "happened"
 _BROWSER = "browser"
 _FRAMED = "inside the frame"
+_PAGE = "page"
 _STEPS_KEPT = 50
 NOTHING = ","  # in the address: no element of a list
 
 
 def restore(page: str) -> None:
     """Take over what the address says, or put into one that says nothing what was open; call once at the start of every page."""
-    st.session_state[_FRAMED] = True
+    st.session_state[_FRAMED], st.session_state[_PAGE] = True, page
     kept = st.session_state.setdefault(_ADDRESS, {})
     if "run" in st.query_params and st.query_params["run"] != kept.get("run"):
         for name in _OF_A_RUN:
@@ -49,8 +51,7 @@ def restore(page: str) -> None:
         for name in _KEPT[page]:
             kept.pop(name, None)
         kept.update(given)
-    else:
-        _write({**st.query_params.to_dict(), **{name: kept[name] for name in _KEPT[page] if name in kept}})
+    _write()
 
 
 def inside_frame() -> None:
@@ -67,7 +68,7 @@ def inside_frame() -> None:
 
 def get(name: str) -> str | None:
     """A parameter of the address."""
-    return st.query_params.get(name)
+    return _address().get(name)
 
 
 def put(**parameters: str | None) -> None:
@@ -78,11 +79,28 @@ def put(**parameters: str | None) -> None:
             kept[name] = value
         else:
             kept.pop(name, None)
-    _write({**st.query_params.to_dict(), **parameters})
+    _write()
 
 
-def _write(parameters: Mapping[str, str | None]) -> None:
-    new = {name: value for name, value in parameters.items() if value}
+def rerun() -> None:
+    """Run the whole page again, from inside a part of it that runs by itself."""
+    _write()
+    st.rerun(scope="app")
+
+
+def _address() -> dict[str, str]:
+    """The parameters of the page that is open.
+
+    Not ``st.query_params``: those came with the browser's last message, and whoever clicks quickly, or a timer, may send one before the
+    browser has heard of the last change.
+    """
+    kept = st.session_state.get(_ADDRESS, {})
+    return {name: kept[name] for name in _KEPT.get(st.session_state.get(_PAGE), ()) if name in kept}
+
+
+def _write() -> None:
+    others = {name: value for name, value in st.query_params.to_dict().items() if name not in _NAMES}  # not ours, as embed=true
+    new = {**others, **_address()}
     if new != st.query_params.to_dict():
         st.query_params.from_dict(new)
 
@@ -131,7 +149,10 @@ def linked(
         st.session_state[key] = now
 
     def changed() -> None:
-        put(**{name: _told(st.session_state[key]) or nothing})
+        told = _told(st.session_state[key])
+        if told == _told(now):  # one that a quick click finds still there, while it is taken off the page: it was not touched
+            return
+        put(**{name: told or nothing})
         if also:
             also()
 
