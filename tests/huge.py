@@ -115,7 +115,7 @@ def _neuron(layer: str, index: int, core: list[int], pools: list[np.ndarray], ra
 def _write_run(
     workspace: Workspace, config: AnalysisConfig, evaluation: Evaluation, layers: tuple[Layer, ...], circuit: Circuit, random
 ) -> Run:  # fmt: skip
-    run_id = f"{config.target}-{len(circuit.groups)}-groups-of-{config.data.name}"
+    run_id = f"{config.target}-{len(circuit.groups)}-groups-of-{config.data.name}-seed-{config.seed}"
     fingerprint = hashlib.sha256(f"{run_id} {config.seed}".encode()).hexdigest()
     with workspace.draft(workspace.run_folder(run_id), fingerprint) as draft:
         for name in ("images", "patches", "neurons", "groups", "edges"):

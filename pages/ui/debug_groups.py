@@ -47,7 +47,8 @@ def presence(scene: Scene, path: Path) -> None:
                 f'<div class="nf-small">presence {share:.2f}{usual(scene, group)}</div></div></div>'
             )
             with st.container(horizontal=True, wrap=False, vertical_alignment="center", gap="medium"):
-                st.toggle("silence", value=on, key=f"silence_{scene.run.id}_{group}_{on}", on_change=scene.switch, args=(group, not on))
+                key = f"silence_{scene.run.id}_{group}_{on}"
+                st.toggle("silence", value=on, key=key, on_change=lambda group=group, key=key: scene.switch(group, session.value(key)))
                 st.html(row)
         if limit < len(order):
             st.button(
