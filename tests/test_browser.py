@@ -94,10 +94,8 @@ def test_from_a_confusion_cell_to_a_fix_that_is_handed_over(page, demo_run, misl
         # the flagged group is silenced: the answer changes at once, and its control comes after it
         flag = page.locator(".st-key-flag_0")
         assert "random" in flag.inner_text()
-        started = time.perf_counter()
         flag.get_by_role("button", name="Silence").click()
         page.locator(".nf-answer", has_text="becomes owl").wait_for()
-        assert time.perf_counter() - started < 5  # it takes 0.4 s on a quiet machine
         page.get_by_text("20 draws").wait_for()
         others = page.get_by_role("checkbox", name="select")
         others.nth(1).click()
@@ -109,7 +107,7 @@ def test_from_a_confusion_cell_to_a_fix_that_is_handed_over(page, demo_run, misl
         (preview,) = workspace.previews(demo_run.id)
         assert preview["silenced"] == [group]
         assert preview["accuracy"]["after"] > preview["accuracy"]["before"]
-        assert f"{len(preview['helped'])} helped" in page.locator(".st-key-fix").inner_text()
+        page.locator(".st-key-fix", has_text=f"{len(preview['helped'])} helped").wait_for()
 
         # a person decides, and the decision is kept
         flag.get_by_role("button", name="Verdict").click()

@@ -201,9 +201,9 @@ def settled(tab) -> None:
 def hover_all(tab, selector: str, at_most: int = 12) -> None:
     """Point at things, so that their tooltips show."""
     for number in range(min(tab.locator(selector).count(), at_most)):
-        one = tab.locator(selector).nth(number)
-        if one.is_visible():
-            one.hover(force=True)
+        place = tab.locator(selector).nth(number).bounding_box()
+        if place:  # not what is being redrawn just now
+            tab.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
             tab.wait_for_timeout(60)
 
 

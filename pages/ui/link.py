@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-# When another page is opened, Streamlit makes two steps in the browser's history at once: the old page with the new page's parameters, then
-# the new page. Whoever goes back would land on the first, which nobody ever saw. Its call is the only place where they can be made one.
+# When another page is opened, Streamlit makes two steps in the browser's history, in either order: new parameters, and the new page. Whoever
+# goes back would land between them, where nobody ever was. Its call is the only place where they can be made one: what is pressed makes a
+# step, and what follows from it by itself belongs to it.
 _LINK = st.components.v2.component(
     "neurflow_link",
     html='<button type="button">Copy link</button><span role="status"></span><input readonly aria-label="Address of this view" hidden>',
@@ -22,12 +23,13 @@ const PATCHED = Symbol.for('neurflow history');
 if (!window[PATCHED]) {
   window[PATCHED] = true;
   const push = history.pushState.bind(history);
-  let lastChange = -Infinity; // of the parameters alone
+  let stepped = -Infinity; // when the last step was made, unless something was pressed since
+  const pressed = () => { stepped = -Infinity; };
+  for (const kind of ['pointerdown', 'keydown']) addEventListener(kind, pressed, true);
+  addEventListener('message', event => { if (event.data?.kind === 'circuit-select') pressed(); }); // in the frame of the graph
   history.pushState = (state, unused, url) => {
-    const to = new URL(url, location.href), moves = to.pathname !== location.pathname;
-    const again = moves && to.search === location.search && performance.now() - lastChange < 300;
-    again ? history.replaceState(state, unused, url) : push(state, unused, url);
-    if (!moves) lastChange = performance.now();
+    performance.now() - stepped < 10000 ? history.replaceState(state, unused, url) : push(state, unused, url);
+    stepped = performance.now();
   };
 }
 export default function({ parentElement }) {
