@@ -1,7 +1,6 @@
 """The app in a real browser: the session of a stranger, from the first click to a restart, and what only a browser can tell."""
 
 import shutil
-import time
 import zipfile
 from pathlib import Path
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
@@ -22,6 +23,7 @@ import hand_made_labels
 import hand_made_runs
 import pytest
 from browsing import ROOT, click_group, graph_frame, serving
+from playwright.sync_api import Error as PlaywrightError
 
 from neurflow_engine import demo
 from neurflow_engine.config import AnalysisConfig, ModelConfig
@@ -199,12 +201,14 @@ def settled(tab) -> None:
 
 
 def hover_all(tab, selector: str, at_most: int = 12) -> None:
-    """Point at things, so that their tooltips show."""
+    """Point at things, so that their tooltips show; not at what is hidden or being redrawn just now."""
+    pointed = 0
     for number in range(min(tab.locator(selector).count(), at_most)):
-        place = tab.locator(selector).nth(number).bounding_box()
-        if place:  # not what is being redrawn just now
-            tab.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+        with suppress(PlaywrightError):
+            tab.locator(selector).nth(number).hover(force=True, timeout=2000)
+            pointed += 1
             tab.wait_for_timeout(60)
+    assert pointed
 
 
 def shows(tab, text: str) -> bool:

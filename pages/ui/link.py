@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-# When another page is opened, Streamlit makes two steps in the browser's history, in either order: new parameters, and the new page. Whoever
-# goes back would land between them, where nobody ever was. Its call is the only place where they can be made one: what is pressed makes a
-# step, and what follows from it by itself belongs to it.
+# When another page is opened, Streamlit makes two steps in the browser's history, in either order: new parameters, and the new page.
+# Whoever goes back would land between them, where nobody ever was. Its call is the only place where they can be made one: what is pressed
+# makes a step, and what follows from it by itself belongs to it.
 _LINK = st.components.v2.component(
     "neurflow_link",
     html='<button type="button">Copy link</button><span role="status"></span><input readonly aria-label="Address of this view" hidden>',
