@@ -25,7 +25,6 @@ _KEPT = {
     "labels": ("run", "group", "view", "in", "states", "score", "text", "order", "like", "tour"),
     "compare": ("run", "with", "part", "kind", "layer", "sheet", "tour"),
 }
-_NAMES = {name for names in _KEPT.values() for name in names}
 # mean nothing in another run
 _OF_A_RUN = (
     *("group", "edge", "route", "tab", "limit", "weakest", "depth", "computed", "show", "image", "images", "silence", "fix", "page"),
@@ -99,7 +98,8 @@ def _address() -> dict[str, str]:
 
 
 def _write() -> None:
-    others = {name: value for name, value in st.query_params.to_dict().items() if name not in _NAMES}  # not ours, as embed=true
+    own = _KEPT.get(st.session_state.get(_PAGE), ())
+    others = {name: value for name, value in st.query_params.to_dict().items() if name not in own}  # as embed=true
     new = {**others, **_address()}
     if new != st.query_params.to_dict():
         st.query_params.from_dict(new)
