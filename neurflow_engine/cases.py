@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import softmax
 
-from neurflow_engine.progress import Stage
 from neurflow_engine.records import Silencer
 from neurflow_engine.trials import Trials
 
@@ -40,7 +39,7 @@ class Cases:
         return tuple(replace(self, wrong=self.wrong[fold::2], right=self.right[fold::2]) for fold in (0, 1))
 
 
-def outcome(trials: Trials, silencers: Sequence[Silencer], cases: Cases, tick: Stage | None = None) -> dict[str, float]:
+def outcome(trials: Trials, silencers: Sequence[Silencer], cases: Cases) -> dict[str, float]:
     """What silencing does: shares of wrong images that come back, and of right ones that are lost.
 
     Returns:
@@ -50,11 +49,11 @@ def outcome(trials: Trials, silencers: Sequence[Silencer], cases: Cases, tick: S
     true = cases.true
     found = {"recovered": 0.0, "sureness": 0.0, "clean_accuracy_change": 0.0, "target_recall_change": 0.0}
     if len(cases.wrong):
-        logits = trials.logits(silencers, cases.wrong, tick)
+        logits = trials.logits(silencers, cases.wrong)
         found["recovered"] = float((logits.argmax(1) == true[cases.wrong]).mean())
         found["sureness"] = float(softmax(logits, axis=1)[np.arange(len(logits)), true[cases.wrong]].mean())
     if found["recovered"] and len(cases.right):
-        stays = trials.logits(silencers, cases.right, tick).argmax(1) == true[cases.right]
+        stays = trials.logits(silencers, cases.right).argmax(1) == true[cases.right]
         of_target = true[cases.right] == cases.target
         found["clean_accuracy_change"] = float(stays.mean() - 1)
         found["target_recall_change"] = float(stays[of_target].mean() - 1) if of_target.any() else 0.0

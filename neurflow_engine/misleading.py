@@ -146,7 +146,6 @@ class _Search:
         taken = self._divide()
         paths = [self.predictions["path"].iloc[row] for row in taken]
         self.trials = Trials.record(self.classifier, self.layers, self.root, paths, self.draft, self.progress)
-        self.rows = taken
         candidates = [*self._circuit_candidates(), *self._contrast_candidates()]
         found = self._tested(candidates)
         shown = self._presences(found)

@@ -77,7 +77,8 @@ def image_folder(tmp_path) -> Path:
 def demo_home(tmp_path_factory) -> Path:
     """Where the demo's images lie: a new folder, or the one that NEURFLOW_TEST_DEMO names.
 
-    The latter keeps the analysed demo for the next call, which then begins a minute sooner; delete it after changing the method.
+    The latter keeps the analysed demo for the next call of the same checkout, which then begins a minute sooner; delete it after
+    changing the method.
     """
     kept = os.environ.get("NEURFLOW_TEST_DEMO")
     home = Path(kept).absolute() if kept else tmp_path_factory.mktemp("demo")

@@ -7,18 +7,17 @@ import signal
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
 from browsing import serving
 from streamlit.testing.v1 import AppTest
+from test_pages import opened
 
 from neurflow_engine import turns
 from neurflow_engine.jobs import CANCELLED, DIED, Job, Jobs, JobState
 from pages.ui import commands
 
-APP = str(Path(__file__).parents[1] / "app.py")
 PAGES = ("analyze", "circuit", "debug", "labels")
 KEYS = ("cancel", "open", "resume", "dismiss")
 
@@ -44,16 +43,6 @@ def ended(jobs: Jobs, job: Job, until=lambda job: not job.active) -> Job:
         assert time.monotonic() < deadline, job
         time.sleep(0.02)
     return job
-
-
-def opened(page: str, **parameters: str) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.query_params.update(parameters)
-    if page != "analyze":
-        app.switch_page(f"pages/{page}.py")
-    app.run()
-    assert not app.exception
-    return app
 
 
 def cards(app: AppTest) -> list[str]:

@@ -211,6 +211,16 @@ def hover_all(tab, selector: str, at_most: int = 12) -> None:
     assert pointed
 
 
+def open_lists(tab) -> None:
+    """Open every list to choose from, and see that nothing runs."""
+    for name in tab.get_by_role("combobox").all():
+        if name.is_visible():
+            name.click()
+            tab.wait_for_timeout(200)
+            nothing_ran(tab)
+            tab.keyboard.press("Escape")
+
+
 def shows(tab, text: str) -> bool:
     """Whether the text stands on the page as it is."""
     return text in tab.evaluate("() => document.body.innerText")
@@ -294,12 +304,7 @@ def test_the_debug_page(watched, hostile):
             settled(watched)
             nothing_ran(watched)
             watched.keyboard.press("Escape")
-        for name in watched.get_by_role("combobox").all():
-            if name.is_visible():
-                name.click()
-                watched.wait_for_timeout(200)
-                nothing_ran(watched)
-                watched.keyboard.press("Escape")
+        open_lists(watched)
         watched.goto(f"{address}/debug?run={run_id}&evaluation={evaluation.id}&fix={quote(group)}")
         settled(watched)
         nothing_ran(watched)
@@ -374,12 +379,7 @@ def test_the_compare_page_and_the_jobs_beside_it(watched, alike):
             settled(watched)
             nothing_ran(watched)
             watched.keyboard.press("Escape")
-        for name in watched.get_by_role("combobox").all():
-            if name.is_visible():
-                name.click()
-                watched.wait_for_timeout(200)
-                nothing_ran(watched)
-                watched.keyboard.press("Escape")
+        open_lists(watched)
 
 
 @pytest.mark.parametrize("name", [name for name in (*CLASSES, *LABELS) if re.search("<(img|svg|script|a|iframe|style|math)", name)])
