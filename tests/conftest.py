@@ -114,17 +114,32 @@ def demo_config(demo_images):
 
 
 @pytest.fixture(scope="session")
-def demo_workspace(tmp_path_factory, demo_home, demo_config, misled_images):
-    """The workspace of ``demo_run``, shared by the session: add to it, but do not change the run."""
+def analysed_demo(demo_home, demo_config):
+    """A workspace that holds ``demo_run`` and nothing else. Copy it; do not write into it."""
+    from neurflow_engine.pipeline import analyze
     from neurflow_engine.store import Workspace
 
-    folder = tmp_path_factory.mktemp("demo-workspace")
+    with FileLock(demo_home / ".workspace"):
+        workspace = Workspace(demo_home / "workspace")
+        analyze(demo_config, workspace)
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def demo_workspace(tmp_path_factory, analysed_demo, demo_home, demo_config, misled_images):
+    """The workspace of ``demo_run``, shared by the session: add to it, but do not change the run.
+
+    Other tests add to it as well: who needs a list of what there is copies ``analysed_demo``.
+    """
+    from neurflow_engine.store import Workspace
+
+    source, folder = analysed_demo.root, tmp_path_factory.mktemp("demo-workspace")
     if os.environ.get("NEURFLOW_TEST_DEMO"):
-        with FileLock(demo_home / ".workspace"):
-            kept = Workspace(demo_home / "workspace")
-            misled(demo_config, misled_images, kept)
-            shutil.copytree(kept.root, folder, dirs_exist_ok=True)
-    return Workspace(folder)
+        with FileLock(demo_home / ".debugged"):
+            source = demo_home / "debugged"
+            shutil.copytree(analysed_demo.root, source, dirs_exist_ok=True)
+            misled(demo_config, misled_images, Workspace(source))
+    return Workspace(shutil.copytree(source, folder, dirs_exist_ok=True))
 
 
 @pytest.fixture(scope="session")

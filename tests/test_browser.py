@@ -134,8 +134,8 @@ def test_from_a_confusion_cell_to_a_fix_that_is_handed_over(page, demo_run, misl
     assert "spurious" in report
 
 
-def test_names_with_markup_stay_text_and_the_graph_cannot_reach_the_app(page, demo_run, demo_workspace, tmp_path):
-    workspace = shutil.copytree(demo_workspace.root, tmp_path / "workspace")
+def test_names_with_markup_stay_text_and_the_graph_cannot_reach_the_app(page, demo_run, analysed_demo, tmp_path):
+    workspace = shutil.copytree(analysed_demo.root, tmp_path / "workspace")
     group = demo_run.circuit.inputs("logits/0")[0].source
     store = LabelStore.for_workspace(workspace)
     store.edit(demo_run.id, group, EVIL, "ana", 0)
@@ -159,8 +159,8 @@ def test_names_with_markup_stay_text_and_the_graph_cannot_reach_the_app(page, de
 
 
 @pytest.mark.parametrize("width", [1440, 900])
-def test_the_trust_view_fits_and_the_graph_says_what_seldom_returns(page, width, demo_run, demo_workspace, tmp_path):
-    workspace = shutil.copytree(demo_workspace.root, tmp_path / "workspace")
+def test_the_trust_view_fits_and_the_graph_says_what_seldom_returns(page, width, demo_run, analysed_demo, tmp_path):
+    workspace = shutil.copytree(analysed_demo.root, tmp_path / "workspace")
     hand_made.write(hand_made.fidelity_report(demo_run), workspace)
     page.set_viewport_size({"width": width, "height": 1200})
     with serving(workspace) as address:
@@ -199,8 +199,8 @@ def test_the_first_link_to_a_server_just_started_has_the_frame_around_its_page(p
         assert page.locator("[data-testid=stTopNavLink]").all_inner_texts() == ["Analyze", "Circuit", "Debug", "Labels", "Compare"]
 
 
-def test_the_graph_is_saved_as_a_picture(page, demo_run, demo_workspace, tmp_path):
-    with serving(demo_workspace.root) as address:
+def test_the_graph_is_saved_as_a_picture(page, demo_run, analysed_demo, tmp_path):
+    with serving(shutil.copytree(analysed_demo.root, tmp_path / "workspace")) as address:
         page.goto(f"{address}/circuit?run={demo_run.id}")
         graph_frame(page)
         for button, start in (("PNG", b"\x89PNG"), ("SVG", b"<?xml"), ("JSON", b"{"), ("HTML", b"<!doctype html>")):

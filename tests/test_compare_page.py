@@ -104,10 +104,9 @@ def test_trust_where_nobody_checked_and_where_one_did(app, runs, workspace):
     assert frame["A"].str.contains(r"0\.12 · random 0\.93 \[0\.88, 0\.97\]").any()
 
 
-def test_accuracy_where_there_is_none_and_on_the_same_images(demo_run, demo_workspace, workspace):
+def test_accuracy_where_there_is_none_and_on_the_same_images(demo_run, analysed_demo, workspace):
     """A second run of the demo, on an evaluation in which one image more is wrong."""
-    for kind in ("runs", "evaluations"):
-        shutil.copytree(demo_workspace.root / kind, workspace.root / kind, dirs_exist_ok=True)
+    shutil.copytree(analysed_demo.root, workspace.root, dirs_exist_ok=True)
     folder = shutil.copytree(demo_run.folder, workspace.root / "runs" / "again-1")
     manifest = json.loads((folder / "manifest.json").read_text()) | {"run": "again-1"}
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -23,11 +23,10 @@ KEYS = ("cancel", "open", "resume", "dismiss")
 
 
 @pytest.fixture
-def jobs(demo_run, demo_workspace, tmp_path, monkeypatch):
+def jobs(demo_run, analysed_demo, tmp_path, monkeypatch):
     """Jobs with a small worker, in a workspace with the demo's run."""
     workspace = tmp_path / "workspace"
-    for kind in ("runs", "evaluations"):
-        shutil.copytree(demo_workspace.root / kind, workspace / kind)
+    shutil.copytree(analysed_demo.root, workspace)
     monkeypatch.setenv("NEURFLOW_WORKSPACE", str(workspace))
     monkeypatch.setenv(turns.ROOM, "1")
     jobs = Jobs(workspace, (sys.executable, "-m", "tests.job_worker"))

@@ -18,10 +18,10 @@ from pages.ui.label_field import KEY
 
 
 @pytest.fixture
-def run(demo_run, demo_workspace, tmp_path, monkeypatch):
+def run(demo_run, analysed_demo, tmp_path, monkeypatch):
     """The demo's run alone in a workspace of this test's own."""
     workspace = tmp_path / "workspace"
-    shutil.copytree(demo_workspace.root / "runs" / demo_run.id, workspace / "runs" / demo_run.id)
+    shutil.copytree(analysed_demo.root / "runs" / demo_run.id, workspace / "runs" / demo_run.id)
     monkeypatch.setenv("NEURFLOW_WORKSPACE", str(workspace))
     monkeypatch.delenv("NEURFLOW_LLM_MODEL", raising=False)
     return demo_run

@@ -32,9 +32,9 @@ OWN = re.compile(r"(kind \w+ )?undo", re.IGNORECASE)  # what a tab can take back
 
 
 @pytest.fixture(scope="module")
-def served(demo_run, demo_workspace, tmp_path_factory) -> Iterator[tuple[str, Run]]:
+def served(demo_run, analysed_demo, tmp_path_factory) -> Iterator[tuple[str, Run]]:
     """The demo, and beside its run another one that lacks a group; the address and the run."""
-    root = shutil.copytree(demo_workspace.root, tmp_path_factory.mktemp("links") / "workspace")
+    root = shutil.copytree(analysed_demo.root, tmp_path_factory.mktemp("links") / "workspace")
     other = shutil.copytree(demo_run.folder, root / "runs" / "other-1")
     (other / "manifest.json").write_text(json.dumps(demo_run.manifest | {"run": "other-1", "created": "2026-01-01T00:00:00+00:00"}))
     gone = next(group.id for group in demo_run.circuit.groups[::-1])

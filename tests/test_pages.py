@@ -46,19 +46,9 @@ def written(app: AppTest) -> str:
 
 
 @pytest.fixture
-def run(demo_run, demo_workspace, tmp_path, monkeypatch):
+def run(demo_run, analysed_demo, tmp_path, monkeypatch):
     """The demo's run in a workspace of this test's own."""
-    workspace = shutil.copytree(demo_workspace.root, tmp_path / "workspace")
-    for left_behind in [
-        *(workspace / "runs").iterdir(),
-        *workspace.glob("debug/*"),
-        *workspace.glob("previews/*"),
-        *workspace.glob("*.sqlite*"),
-    ]:  # by other tests
-        if left_behind.is_file():
-            left_behind.unlink()
-        elif left_behind.name != demo_run.id:
-            shutil.rmtree(left_behind)
+    workspace = shutil.copytree(analysed_demo.root, tmp_path / "workspace")
     monkeypatch.setenv("NEURFLOW_WORKSPACE", str(workspace))
     return demo_run
 

@@ -55,7 +55,7 @@ EXPECTED_404 = re.compile(r"/_stcore/(health|host-config)$")
 
 def demo_state(run, images: Path, source: Workspace, root: Path) -> dict[str, str]:
     """The analysed demo, debugged, checked and partly named; returns what stands for the capitals in the addresses."""
-    workspace = only(run, source, root)
+    workspace = Workspace(shutil.copytree(source.root, root))
     report = hand_made_debug.report(run, images, workspace)
     hand_made.write(hand_made.fidelity_report(run), root)
     hand_made_labels.write(run, root)
@@ -63,16 +63,9 @@ def demo_state(run, images: Path, source: Workspace, root: Path) -> dict[str, st
     return {"run": run.id, "evaluation": run.manifest["evaluation"], "IMAGE": wrong, "GROUP": hand_made_debug.CIRCUIT}
 
 
-def only(run, source: Workspace, root: Path) -> Workspace:
-    """A copy of a workspace with this run and its evaluation, without what other tests left there."""
-    for kind, name in (("runs", run.id), ("evaluations", run.manifest["evaluation"])):
-        shutil.copytree(source.root / kind / name, root / kind / name)
-    return Workspace(root)
-
-
 def failed_state(run, source: Workspace, root: Path) -> dict[str, str]:
     """Jobs of several kinds that could not do what they were asked."""
-    only(run, source, root)
+    shutil.copytree(source.root, root)
     jobs = Jobs(root)
     started = [
         jobs.start("analyze", "Analyse no class", ["analyze", "--model", "resnet10t", "--data", "/does/not/exist", "--target", "x"]),
@@ -110,8 +103,8 @@ def states(request, tmp_path_factory) -> Iterator:
                 wanted = request.getfixturevalue
                 makers = {
                     "empty": lambda: {},
-                    "demo": lambda: demo_state(wanted("demo_run"), wanted("demo_images"), wanted("demo_workspace"), root),
-                    "failed": lambda: failed_state(wanted("demo_run"), wanted("demo_workspace"), root),
+                    "demo": lambda: demo_state(wanted("demo_run"), wanted("demo_images"), wanted("analysed_demo"), root),
+                    "failed": lambda: failed_state(wanted("demo_run"), wanted("analysed_demo"), root),
                     "huge": lambda: huge_state(root),
                 }
                 known = makers[name]()

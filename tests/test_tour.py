@@ -1,5 +1,7 @@
 """The tour of the demo."""
 
+import shutil
+
 import pytest
 from browsing import serving
 from test_pages import in_address, opened, run, written  # noqa: F401
@@ -37,8 +39,8 @@ def test_a_step_that_there_is_not_is_passed_over(run, number):  # noqa: F811
     assert "Tour, step" not in written(opened("circuit", run=run.id, tour=number))
 
 
-def test_the_tour_leads_through_the_pages(page, demo_run, demo_workspace):
-    with serving(demo_workspace.root) as address:
+def test_the_tour_leads_through_the_pages(page, demo_run, analysed_demo, tmp_path):
+    with serving(shutil.copytree(analysed_demo.root, tmp_path / "workspace")) as address:
         page.goto(f"{address}/labels?run={demo_run.id}")
         page.get_by_role("button", name="Tour").click()
         for number, step in enumerate(tour.STEPS, 1):
