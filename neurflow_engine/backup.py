@@ -25,7 +25,7 @@ import sqlalchemy as sql
 from neurflow_engine.edits import EditStore
 from neurflow_engine.errors import InputError, WorkspaceError
 from neurflow_engine.files import writing
-from neurflow_engine.inventory import KINDS
+from neurflow_engine.inventory import KINDS, SURVEY
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.proposals import ProposalStore
@@ -37,7 +37,7 @@ SCHEMA = 1
 STORES: tuple[type[SqlStore], ...] = (LabelStore, VerdictStore, EditStore, ProposalStore)
 INDEX = "backup.json"  # the last file of an archive: what must be in it
 REPLIES = "llm"
-FOLDERS = (*KINDS, REPLIES)
+FOLDERS = (*(folder for folder, kind in KINDS.items() if kind != SURVEY), REPLIES)  # surveys are made again where they are needed
 _BLOCK = 1 << 20
 _LARGEST_INDEX = 256 << 20  # bytes
 _RESTORING = ".restoring"
@@ -123,7 +123,7 @@ def restore(file: Path, workspace: Workspace, progress: Progress | None = None) 
 
 def _worth_keeping(root: Path) -> Iterator[Path]:
     """The files of everything that is whole, and kept replies."""
-    for kind in KINDS:
+    for kind in FOLDERS[:-1]:
         for manifest in sorted(root.glob(f"{kind}/*/{MANIFEST}")):
             if manifest.parent.suffix != Draft.SUFFIX:
                 yield from (path for path in sorted(manifest.parent.rglob("*")) if path.is_file() and not path.is_symlink())

@@ -20,8 +20,16 @@ from neurflow_engine.jobs import Jobs
 from neurflow_engine.sql_store import DATABASE
 from neurflow_engine.store import MANIFEST, Draft, Workspace
 
-RUN, EVALUATION, REMAINS, JOB, UPLOAD = "run", "evaluation", "remains", "job", "upload"
-KINDS = {"runs": RUN, "evaluations": EVALUATION, "debug": "debug report", "fidelity": "fidelity report", "previews": "preview"}
+RUN, EVALUATION, SURVEY, SWEEP, REMAINS, JOB, UPLOAD = "run", "evaluation", "survey", "sweep", "remains", "job", "upload"
+KINDS = {
+    "runs": RUN,
+    "evaluations": EVALUATION,
+    "debug": "debug report",
+    "fidelity": "fidelity report",
+    "previews": "preview",
+    "sweeps": SWEEP,
+    "surveys": SURVEY,
+}
 OTHERS = {"llm": "kept replies", "logs": "logs", "demo": "demo images"}  # counted, but not by entry
 
 
@@ -35,7 +43,7 @@ class Holding:
     created: datetime  # aware, UTC
     bytes: int  # what it takes of the disk; a file that several share counts for each with its part
     run: str | None = None  # the run that it is about; of a run itself: its id
-    uses: tuple[str, ...] = ()  # of a run: its evaluation; of a report: the folder of its images
+    uses: tuple[str, ...] = ()  # of a run: its evaluation; of a report: the folder of its images; of a sweep: its runs
     busy: bool = False  # a job or another process is at it
 
     @property
@@ -68,7 +76,8 @@ class Inventory:
         return [holding for holding in self.holdings if holding.run == run_id and holding.kind != RUN]
 
     def orphans(self, gone: Collection[str] = ()) -> list[Holding]:
-        """What nothing needs once the runs ``gone`` are deleted: evaluations, reports without their run, remains, ended jobs, uploads."""
+        """What nothing needs once the runs ``gone`` are deleted: evaluations, reports and sweeps without their runs, surveys (they only
+        save time), remains, ended jobs, uploads."""
         runs = {run.id for run in self.of(RUN)} - set(gone)
         stay = [holding for holding in self.holdings if holding.run in runs]
         needed = {name for holding in stay for name in holding.uses}
@@ -76,7 +85,9 @@ class Inventory:
         def is_orphan(holding: Holding) -> bool:
             if holding.kind == EVALUATION:
                 return not needed & {holding.id, *holding.uses}
-            return holding.kind in (REMAINS, JOB, UPLOAD) or holding.run not in runs
+            if holding.kind == SWEEP:
+                return not runs.intersection(holding.uses)
+            return holding.kind in (SURVEY, REMAINS, JOB, UPLOAD) or holding.run not in runs
 
         return [holding for holding in self.holdings if holding.id not in gone and is_orphan(holding)]
 
@@ -222,11 +233,19 @@ def _entries(folder: Path, kind: str, at_work: set[str]) -> list[Holding]:
             found.append(Holding(REMAINS, path.name, path, _changed(path), _bytes(path), busy=busy))
             continue
         with suppress(KeyError, TypeError, ValueError):  # of a version that this program does not know: left alone
-            uses = {RUN: "evaluation", "debug report": "images_root"}.get(kind)
-            used = manifest["data"]["root"] if kind == EVALUATION else manifest[uses] if uses else None
             run, created = manifest.get("run"), datetime.fromisoformat(manifest["created"])
-            found.append(Holding(kind, path.name, path, created, _bytes(path), run, (used,) if used else (), busy))
+            found.append(Holding(kind, path.name, path, created, _bytes(path), run, _used(kind, manifest), busy))
     return found
+
+
+def _used(kind: str, manifest: dict) -> tuple[str, ...]:
+    """What a holding needs, as ``Holding.uses`` says."""
+    if kind == SWEEP:
+        return tuple(manifest["runs"])
+    if kind == EVALUATION:
+        return (manifest["data"]["root"],)
+    name = {RUN: "evaluation", "debug report": "images_root"}.get(kind)
+    return (manifest[name],) if name else ()
 
 
 def _is_locked(path: Path) -> bool:

@@ -419,6 +419,12 @@ class Workspace:
     def preview_folder(self, preview_id: str) -> Path:
         return self.root / "previews" / preview_id
 
+    def survey_folder(self, survey_id: str) -> Path:
+        return self.root / "surveys" / survey_id
+
+    def sweep_folder(self, sweep_id: str) -> Path:
+        return self.root / "sweeps" / sweep_id
+
     def runs(self) -> list[RunSummary]:
         """All whole runs, newest first; unfinished and unreadable folders are passed over."""
         found = []
@@ -430,7 +436,7 @@ class Workspace:
     def open_run(self, run: str | Path) -> Run:
         """A run by its id, or by its folder; raises RunError with near matches."""
         folder = Path(run)
-        if _is_name(str(run)) and not (folder / MANIFEST).is_file():
+        if is_name(str(run)) and not (folder / MANIFEST).is_file():
             return self.run(str(run))
         if not Path(os.path.realpath(absolute(folder))).is_relative_to(os.path.realpath(self.root / "runs")):
             check_readable(folder, "Run folder")
@@ -442,7 +448,7 @@ class Workspace:
 
     def run(self, run_id: str) -> Run:
         """A run by its id alone, which may come from anywhere; raises RunError with near matches."""
-        if _is_name(run_id):
+        if is_name(run_id):
             if self.run_folder(run_id).is_dir():
                 return Run(self.run_folder(run_id))
             if self.run_folder(f"{run_id}{Draft.SUFFIX}").is_dir():
@@ -462,7 +468,7 @@ class Workspace:
 
     def open_evaluation(self, evaluation_id: str) -> Evaluation:
         """An evaluation by its id; raises RunError."""
-        if not _is_name(evaluation_id) or not self.evaluation_folder(evaluation_id).is_dir():
+        if not is_name(evaluation_id) or not self.evaluation_folder(evaluation_id).is_dir():
             raise RunError(f"There is no evaluation {_brief(evaluation_id)} in {self.root}.")
         return Evaluation(self.evaluation_folder(evaluation_id))
 
@@ -477,7 +483,7 @@ class Workspace:
 
     def open_debug_report(self, report_id: str) -> DebugReport:
         """A debug report by its id; raises RunError."""
-        if not _is_name(report_id) or not self.debug_folder(report_id).is_dir():
+        if not is_name(report_id) or not self.debug_folder(report_id).is_dir():
             raise RunError(f"There is no debug report {_brief(report_id)} in {self.root}.")
         return DebugReport(self.debug_folder(report_id))
 
@@ -527,7 +533,7 @@ class Workspace:
             raise WorkspaceError(f"Workspace {self.root} cannot be read ({error.strerror}).") from None
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
     """Whether a text names one thing in a folder: no path, nothing hidden, nothing that a disk would refuse to look up."""
     return Path(text).name == text and not text.startswith(".") and text.isprintable() and len(text.encode(errors="replace")) < 256
 
