@@ -1,6 +1,6 @@
 """What a sweep found, class by class, on disk. Imports no torch.
 
-In: outcomes of classes, one file each, written as they end. Out: a ``Sweep``, whole or as far as it is, and the list of a workspace's sweeps.
+In: outcomes of classes, one file each, written as they end. Out: a ``Sweep``, whole or as far as it is; the list of them.
 """
 
 from contextlib import suppress
@@ -183,7 +183,7 @@ class Sweep:
                 }
             )
         numbers = ("recall", "precision", "recovered", "control", "control_high", "ceiling", "clean_change", "seconds")
-        frame = pd.DataFrame(rows).astype({name: "Float64" for name in numbers} | {"wrong": "Int64"})
+        frame = pd.DataFrame(rows).astype(dict.fromkeys(numbers, "Float64") | {"wrong": "Int64"})
         return frame.sort_values(["flagged", "wrong"], ascending=False, na_position="last", kind="stable", ignore_index=True)
 
     def as_json(self) -> dict:
