@@ -149,6 +149,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_method_flags(analyze)
     _add_machine_flags(analyze)
 
+    sweep = command("sweep", _sweep, "every class of a model: analysed and debugged, with what is finished found; goes on where it stopped")
+    _add_model_flags(sweep)
+    sweep.add_argument("--data", type=Path, required=True, metavar="DIR", help="one sub-folder per class")
+    sweep.add_argument("--targets", default="all", metavar="all|A,B|worst:N", help="worst: the classes with the most false positives")
+    sweep.add_argument("--draws", type=int, default=None, help="random neuron sets in the control of a misleading group")
+    sweep.add_argument("--executor", choices=("local", "ray"), default="local", help="processes of this machine, or a Ray cluster")
+    sweep.add_argument("--parallel", type=_count, metavar="N", help="of local: classes at once (default: as processors and memory allow)")
+    sweep.add_argument("--address", help="of ray: a running cluster, e.g. auto (default: one for this sweep alone)")
+    sweep.add_argument("--out", type=Path, metavar="FILE", help="also write the table of classes, as CSV or Parquet by the file's ending")
+    _add_method_flags(sweep)
+    _add_machine_flags(sweep)
+
     circuit = command("circuit", _circuit, "the circuit of a run")
     circuit.add_argument("run")
     circuit.add_argument("--edited", action="store_true", help="as people arranged it in the app, instead of as computed")
@@ -329,11 +341,49 @@ def _warn_of_skipped(evaluation: Evaluation) -> None:
 def _analyze(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     from neurflow_engine.pipeline import analyze
 
+    return _run_result(analyze(_analysis_config(arguments, arguments.target), workspace, arguments.out, progress))
+
+
+def _analysis_config(arguments, target: str) -> AnalysisConfig:
     fields = [name for name in AnalysisConfig.model_fields if name not in ("model", "data", "target") and hasattr(arguments, name)]
-    config = checked(
-        AnalysisConfig, model=_model_config(arguments), data=arguments.data, target=arguments.target, **_chosen(arguments, fields)
-    )
-    return _run_result(analyze(config, workspace, arguments.out, progress))
+    return checked(AnalysisConfig, model=_model_config(arguments), data=arguments.data, target=target, **_chosen(arguments, fields))
+
+
+def _sweep(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
+    from neurflow_engine import misleading
+    from neurflow_engine.executors import Local, Ray
+    from neurflow_engine.sweep import sweep
+
+    if arguments.parallel == 0:
+        raise InputError("--parallel 0: at least one class has to run at a time.")
+    if (arguments.executor == "local" and arguments.address) or (arguments.executor == "ray" and arguments.parallel):
+        raise InputError("--address goes with --executor ray, --parallel with --executor local.")
+    if arguments.out and arguments.out.suffix.lower() not in (".csv", ".parquet"):
+        raise InputError(f"--out {arguments.out}: expected a file that ends in .csv or .parquet.")
+    if arguments.draws is not None and arguments.draws < 1:
+        raise InputError(f"--draws {arguments.draws}: a control needs at least one random draw.")
+    executor = Ray(arguments.address) if arguments.executor == "ray" else Local(arguments.parallel)
+    config = _analysis_config(arguments, "")
+    made = sweep(config, workspace, arguments.targets, arguments.draws or misleading.DRAWS, executor, progress)
+    table = made.table(workspace.open_evaluation(made.evaluation))
+    if arguments.out:
+        from io import BytesIO
+
+        content = BytesIO()
+        table.to_csv(content, index=False) if arguments.out.suffix.lower() == ".csv" else table.to_parquet(content, index=False)
+        write_atomically(arguments.out.absolute(), content.getvalue())
+    return made.as_json(), _sweep_text(made, table)
+
+
+def _sweep_text(made, table) -> str:
+    shown = table[["class", "state", "images", "predicted", "wrong", "flagged", "first_flag", "recovered", "control", "ceiling", "seconds"]]
+    lines = [f"sweep {made.id}: {len(table)} classes in {made.manifest['seconds']:.0f} s"]
+    lines.append(shown.to_string(index=False, na_rep="", float_format="{:.2f}".format))
+    lines += [f"{row['class']} failed: {row['message']}" for _, row in table[table["state"] == "failed"].iterrows()]
+    for mark in made.marks:
+        names = ", ".join(dict.fromkeys(name for name, _ in mark.groups))
+        lines.append(f"One thing misleads towards {names} ({mark.how} alike, {mark.similarity:.2f} or more)")
+    return "\n".join(lines)
 
 
 def _run_result(run: Run) -> tuple[dict, str]:

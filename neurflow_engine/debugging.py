@@ -5,7 +5,7 @@ silencing, and the same for matched random silencers.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -168,7 +168,8 @@ class Debugger:
         """Top-5, and presence and best patch of every group in one image; raises DataError."""
         image = self.load([path])
         patches = self._patches(1)
-        shown = self._circuit_presence(image, patches, Silent())
+        activations = self._activations(image, patches, Silent())
+        shown = {group.id: presence(group, activations[group.layer]) for group in self.groups}
         best = {group: int(values.argmax()) for group, values in shown.items()}
         contrast = self._scores(self._outputs(path, image))
         whole = self._patches(1)[0].box
@@ -184,9 +185,20 @@ class Debugger:
     def presence(self, images: Tensor, progress: Progress | None = None) -> dict[str, np.ndarray]:
         """Presence of every circuit group in each image, by group id: (n_images,)."""
         patches = self._patches(len(images))
-        of_image = np.array([patch.image for patch in patches])
-        shown = self._circuit_presence(images, patches, progress or Silent())
-        return {group: np.array([values[of_image == image].max() for image in range(len(images))]) for group, values in shown.items()}
+        by_image = np.argsort([patch.image for patch in patches], kind="stable")
+        activations = self._activations(images, patches, progress or Silent())
+        return self.presence_in({name: values[by_image].reshape(len(images), -1, values.shape[1]) for name, values in activations.items()})
+
+    def presence_in(self, activations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Presence of every circuit group in each image, by group id: (n_images,).
+
+        Args:
+            activations: of all patches of each image, by layer of the circuit: (n_images, n_windows, n_channels).
+        """
+        return {
+            group.id: np.array([presence(group, patches).max() for patches in activations[group.layer]]).reshape(-1)
+            for group in self.groups
+        }
 
     def logits(self, images: Tensor, silencers: Sequence[Silencer] = ()) -> Tensor:
         """Logits (n_images, n_classes) on the CPU of preprocessed images, with the silencers at work."""
@@ -263,12 +275,11 @@ class Debugger:
     def _patches(self, n_images: int) -> tuple[Patch, ...]:
         return cut_patches(n_images, self.classifier.preprocessing.input_size, self.run.manifest["configuration"]["granularities"])
 
-    def _circuit_presence(self, images: Tensor, patches: Sequence[Patch], progress: Progress) -> dict[str, np.ndarray]:
-        """Presence of every circuit group in each patch: (n_patches,)."""
+    def _activations(self, images: Tensor, patches: Sequence[Patch], progress: Progress) -> dict[str, np.ndarray]:
+        """Of every neuron of the circuit's layers in each patch, by layer: (n_patches, n_channels)."""
         layers = [layer for name, layer in self.run.layers.items() if name != LOGITS]
         with progress.stage("presence", len(patches)) as tick:
-            activations = pooled_activations(self.classifier, images, patches, layers, tick)
-        return {group.id: presence(group, activations[group.layer]) for group in self.groups}
+            return pooled_activations(self.classifier, images, patches, layers, tick)
 
     def _scores(self, outputs: dict[str, Tensor]) -> dict[str, tuple[float, tuple[int, int, int, int] | None]]:
         """Presence of every contrast group in one image, and where it is strongest (None: everywhere)."""

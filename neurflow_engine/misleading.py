@@ -32,6 +32,7 @@ from neurflow_engine.layers import Anatomy, examine, positions
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, Damping, Filling, ImageSet, Layer, NeuronGroup, Silencer
 from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Draft, Run, Workspace, now
+from neurflow_engine.survey import Survey, find
 from neurflow_engine.tracing import folded, record
 from neurflow_engine.trials import Trials, pooled_outputs
 from neurflow_engine.twins import random_twins
@@ -108,7 +109,9 @@ def find_misleading(
             )
         with workspace.draft(folder, fingerprint) as draft, ExitStack() as stack:
             if not draft.is_published:
-                search = _Search(debugger, anatomy, predictions, image_set, draft, progress, draws, seed)
+                circuit = [name for name in run.layers if name != LOGITS]
+                survey = find(workspace, evaluation, circuit, run.manifest["configuration"]["granularities"])
+                search = _Search(debugger, anatomy, predictions, image_set, survey, draft, progress, draws, seed)
                 noise = torch.randn((2, channels, *size), generator=torch.Generator().manual_seed(0)).to(classifier.device)
                 stack.enter_context(folded(classifier, noise, intact=tuple(search.layers)))
                 report = search.report()
@@ -126,11 +129,13 @@ class _Search:
         anatomy: Anatomy,
         predictions: pd.DataFrame,
         image_set: ImageSet,
+        survey: Survey | None,
         draft: Draft,
         progress: Progress,
         draws: int,
         seed: int,
     ):
+        self.survey = survey
         self.debugger, self.classifier, self.draft, self.progress = debugger, debugger.classifier, draft, progress
         self.draws, self.seed, self.root, self.target = draws, seed, Path(image_set.root), debugger.circuit.target_index
         self.predictions = predictions
@@ -320,23 +325,36 @@ class _Search:
     # ------------------------------------------------------------ presence and pictures
 
     def _presences(self, found: Sequence[tuple[Candidate, dict]]) -> dict[str, np.ndarray]:
-        """Presence of every group in every image of the folder, by group id."""
-        paths = [self.root / path for path in self.predictions["path"]]
+        """Presence of every group in every image of the folder, by group id; circuit groups from the survey if there is one."""
+        paths = self.predictions["path"].tolist()
         shown = {candidate.id: np.zeros(len(paths)) for candidate, _ in found}
         contrast = [(candidate, entry) for candidate, entry in found if candidate.kind == "contrast"]
-        names = list(dict.fromkeys(candidate.silencer.layer for candidate, _ in contrast))
         with self.progress.stage("presence", len(paths)) as tick:
             for batch in in_batches(range(len(paths)), BATCH):
-                images = self.debugger.load([paths[row] for row in batch])
-                for group, values in self.debugger.presence(images).items():
+                own = [paths[row] for row in batch]
+                images = None if self.survey and not contrast else self.debugger.load([self.root / path for path in own])
+                by_group = self.debugger.presence_in(self._surveyed(own)) if self.survey else self.debugger.presence(images)
+                for group, values in (by_group | self._contrast_presences(images, contrast)).items():
                     shown[group][list(batch)] = values
-                outputs = record(self.classifier, images, names) if names else {}
-                outputs = {name: positions(self.layers[name], output).float().cpu().numpy() for name, output in outputs.items()}
-                for candidate, entry in contrast:
-                    values = outputs[candidate.silencer.layer] @ candidate.silencer.filter
-                    scores = values.max(1) if candidate.silencer.scope == "position" else values.mean(1)
-                    shown[candidate.id][list(batch)] = contrast_presence(scores, entry["usual"], entry["typical"])
                 tick.advance(len(batch))
+        return shown
+
+    def _surveyed(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
+        """What the survey holds of some images, by layer of the circuit."""
+        return {name: self.survey.activations(name, paths) for name in self.debugger.run.layers if name != LOGITS}
+
+    def _contrast_presences(self, images: torch.Tensor | None, contrast: Sequence[tuple[Candidate, dict]]) -> dict[str, np.ndarray]:
+        """Presence of the contrast groups in a few images, by group id: (n_images,)."""
+        if not contrast:
+            return {}
+        names = list(dict.fromkeys(candidate.silencer.layer for candidate, _ in contrast))
+        outputs = record(self.classifier, images, names)
+        outputs = {name: positions(self.layers[name], output).float().cpu().numpy() for name, output in outputs.items()}
+        shown = {}
+        for candidate, entry in contrast:
+            values = outputs[candidate.silencer.layer] @ candidate.silencer.filter
+            scores = values.max(1) if candidate.silencer.scope == "position" else values.mean(1)
+            shown[candidate.id] = contrast_presence(scores, entry["usual"], entry["typical"])
         return shown
 
     def _save(self, found: Sequence[tuple[Candidate, dict]]) -> None:

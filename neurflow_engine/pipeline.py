@@ -41,6 +41,7 @@ from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import ImageSet, Layer, Neuron, NeuronGroup, ProbeImage
 from neurflow_engine.rows import Rows
 from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Run, Workspace, now
+from neurflow_engine.survey import Survey, find
 from neurflow_engine.tracing import folded
 
 METHOD = 2  # raised when the same configuration would give another circuit than before
@@ -94,8 +95,9 @@ def analyze(config: AnalysisConfig, workspace: Workspace, out: Path | None = Non
     with workspace.draft(folder, fingerprint) as draft:
         if not _is_finished(folder, fingerprint):
             analysis = _Analysis(config, subject, target, layers, probe, mixed, draft, progress)
+            shared = find(workspace, evaluation, [layer.name for layer in layers], config.granularities)
             with enough_memory():
-                analysis.run(_known_activations(workspace, analysis.survey_key, layers))
+                analysis.run(_known_activations(workspace, analysis.survey_key, layers), shared)
             draft.publish(_manifest(config, subject, evaluation, analysis, run_id, fingerprint))
     return Run(folder)
 
@@ -145,12 +147,12 @@ class _Analysis:
         self.patches = ProbePatches(self.classifier, draft.rows(f"{Draft.WORK}/images", (len(probe), channels, *size)), patches)
         self.groups: tuple[NeuronGroup, ...] = ()
 
-    def run(self, known: Mapping[str, Path]) -> None:
-        """``known``: activations of layers that another run found on the same patches, by layer."""
+    def run(self, known: Mapping[str, Path], shared: Survey | None) -> None:
+        """``known``: activations of layers that another run found on the same patches, by layer; ``shared``: a survey of all layers."""
         channels, size = self.classifier.preprocessing.in_chans, self.classifier.preprocessing.input_size
         sample = torch.randn((2, channels, *size), generator=torch.Generator().manual_seed(0)).to(self.classifier.device)
         with folded(self.classifier, sample, intact=[layer.name for layer in self.layers]):
-            self.stage("activations", len(self.patches), lambda tick: self.activations(tick, known))
+            self.stage("activations", len(self.patches), lambda tick: self.activations(tick, known, shared))
             to_explain = (self.target,)
             for upper, lower in zip(self.layers, (*self.layers[1:], None), strict=True):
                 explain = lambda tick, upper=upper, lower=lower, indices=to_explain: self.explain(tick, upper, lower, indices)  # noqa: E731
@@ -174,14 +176,19 @@ class _Analysis:
             work(tick)
         self.draft.finished(name, time.monotonic() - began)
 
-    def activations(self, tick, known: Mapping[str, Path]) -> None:
+    def activations(self, tick, known: Mapping[str, Path], shared: Survey | None) -> None:
         """Pooled activations of all layers on all patches, and the layers' whole outputs as far as the disk may hold them."""
         pooled_rows = {}
         for layer in self.layers:
             if layer.name in known:
                 self.draft.adopt(f"activations/{layer.name}", known[layer.name])
+                continue
+            rows = self.draft.rows(f"activations/{layer.name}", (len(self.patches), layer.n_channels))
+            if shared:
+                found = shared.activations(layer.name, [image.path for image in self.probe])
+                rows.write([patch for own in self.patches.of_images() for patch in own], found.reshape(-1, layer.n_channels))
             else:
-                pooled_rows[layer] = self.draft.rows(f"activations/{layer.name}", (len(self.patches), layer.n_channels))
+                pooled_rows[layer] = rows
         kept = self.kept_maps() if pooled_rows else []
         for layer in self.layers[1:]:
             if layer not in kept:
@@ -331,10 +338,12 @@ def _known_activations(workspace: Workspace, survey_key: str, layers: Sequence[L
     return {name: path for name, path in found.items() if path.is_file()}
 
 
+def method_settings(config: AnalysisConfig) -> dict:
+    """The settings that the result depends on."""
+    return config.model_dump(include={"tau", "top_k", "max_images", "granularities", "min_groups", "max_groups", "completeness", "seed"})
+
+
 def _fingerprint(config: AnalysisConfig, subject: Subject, target: int, layers: Sequence[Layer], mixed: bool) -> str:
-    settings = config.model_dump(
-        include={"tau", "top_k", "max_images", "granularities", "min_groups", "max_groups", "completeness", "seed"}
-    )
     parts = [
         SCHEMA,
         METHOD,
@@ -343,7 +352,7 @@ def _fingerprint(config: AnalysisConfig, subject: Subject, target: int, layers: 
         subject.classifier.class_names[target],
         target,
         [layer.name for layer in layers],
-        settings,
+        method_settings(config),
         mixed,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
