@@ -37,6 +37,7 @@ TIMER = 5.0  # seconds between two runs of the sidebar's fragment, as the page a
 PAUSE = (1.0, 4.0)  # seconds between two interactions of one person
 FINISHED = ForwardMsg.FINISHED_SUCCESSFULLY, ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY
 BROKEN = b"Something went wrong"
+ANYTHING = re.compile(b"")
 
 
 class Unanswered(Exception):
@@ -70,25 +71,30 @@ class Session:
         self.widgets, self.values, self.timer = {}, {}, ""
         await self.measured(f"open {page.capitalize()}", self.page.capitalize())
 
-    async def act(self, name: str, key: str, expected: str, **value: object) -> None:
-        """Press or set the first widget whose key matches; ``value`` is a field of Streamlit's WidgetState."""
+    async def act(self, name: str, key: str, expected: str, **value: object) -> str:
+        """Press or set the first widget whose key matches; what the answer shows of the pattern ``expected``.
+
+        ``value`` is a field of Streamlit's WidgetState.
+        """
         widget, fragment = next((own for known, own in self.widgets.items() if re.match(key, known)), (None, ""))
         if widget is None:
             raise Unanswered(f"{self.page}: no {key} on the page")
         self.values[widget] = value
-        await self.measured(name, expected, fragment)
+        said = await self.measured(name, expected, fragment)
         if "trigger_value" in value:
             del self.values[widget]
+        return said
 
-    async def measured(self, name: str, expected: str, fragment: str = "") -> None:
-        """Send one rerun, wait for all of its answer and note what it took; raises Unanswered."""
+    async def measured(self, name: str, expected: str, fragment: str = "") -> str:
+        """Send one rerun, wait for all of its answer and note what it took; what it shows of ``expected``. Raises Unanswered."""
         began = time.perf_counter()
         await self.send(fragment)
-        size, seen = await asyncio.wait_for(self.answer(expected.encode()), PATIENCE)
+        size, seen = await asyncio.wait_for(self.answer(re.compile(expected.encode())), PATIENCE)
         self.record.seconds.setdefault(name, []).append(time.perf_counter() - began)
         self.record.received.setdefault(name, []).append(size)
-        if not seen:
+        if seen is None:
             raise Unanswered(f"{name}: the answer does not show {expected!r}")
+        return seen[0].decode()
 
     async def send(self, fragment: str = "", timer: bool = False) -> None:
         """Ask for a run of the page, or of one fragment."""
@@ -104,18 +110,18 @@ class Session:
                 setattr(entry, kind, content)
         await self.socket.send(message.SerializeToString())
 
-    async def answer(self, expected: bytes = b"") -> tuple[int, bool]:
-        """Read until the run has ended; bytes received, and whether what was expected came. Raises Unanswered for an error on the page."""
-        size, seen, drawn = 0, False, {}
+    async def answer(self, expected: re.Pattern[bytes] = ANYTHING) -> tuple[int, re.Match[bytes] | None]:
+        """Read until the run has ended; bytes received, and what came of the expected. Raises Unanswered for an error on the page."""
+        size, seen, drawn = 0, None, {}
         while True:
             data = await self.socket.recv()
-            size, seen = size + len(data), seen or expected in data
+            size, seen = size + len(data), seen or expected.search(data)
             if BROKEN in data:
                 raise Unanswered(f"{self.page}: the page says that something went wrong")
             message = ForwardMsg.FromString(data)
             if message.WhichOneof("type") == "ref_hash":
                 message = self.kept[message.ref_hash]
-                seen = seen or expected in message.SerializeToString()
+                seen = seen or expected.search(message.SerializeToString())
             elif message.metadata.cacheable:
                 self.kept[message.hash] = message
             kind = message.WhichOneof("type")
@@ -172,7 +178,7 @@ async def visit(session: Session, run: Run, number: int, chance: random.Random) 
     for group in chance.sample(groups, 3):
         selection = json.dumps({"selection": {"node": group, "edge": None}})
         layer, _, place = group.rpartition("/")
-        await session.act("click a group", "graph", f"{layer} · group {place} ·", json_value=selection)
+        await session.act("click a group", "graph", re.escape(f"{layer} · group {place} ·"), json_value=selection)
         await pause()
     image = chance.choice(run.circuit.images).path
     await session.open("debug", run=run.id, image=image)
@@ -183,13 +189,14 @@ async def visit(session: Session, run: Run, number: int, chance: random.Random) 
     await pause()
     await session.open("labels", run=run.id, group=own)
     await pause()
-    await session.act("approve a name", f"approve_{own}$", "approve", trigger_value=True)
+    await session.act("approve a name", f"approve_{own}$", f"{own}: approve|theirs_", trigger_value=True)
     await pause()
     if any(key.startswith("theirs_") for key in session.widgets):
         session.record.conflicts += 1
         await session.act("settle a conflict", "theirs_", "kept as it is", trigger_value=True)
     else:
-        await session.act("undo", "undo_", "undone", trigger_value=True)
+        said = await session.act("undo", "undo_", ": undone|decide again|load it again", trigger_value=True)
+        session.record.conflicts += said != ": undone"  # somebody else took it back first
     await pause()
 
 
