@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from scipy.stats import binomtest, wilcoxon
+from scipy.stats import wilcoxon
 
 from neurflow_engine import silencer_file
 from neurflow_engine.batching import BATCH, in_batches
@@ -31,6 +31,7 @@ from neurflow_engine.images import absolute_folders, copies, match_classes, scan
 from neurflow_engine.layers import Anatomy, examine, positions
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, Damping, Filling, ImageSet, Layer, NeuronGroup, Silencer
+from neurflow_engine.shares import holm, share_interval
 from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Draft, Run, Workspace, now
 from neurflow_engine.survey import Survey, find
 from neurflow_engine.tracing import folded, record
@@ -479,18 +480,3 @@ def gain_p_value(gain: np.ndarray) -> float:
     if len(difference) < 5 or not difference.any():
         return 1.0
     return float(wilcoxon(difference, alternative="greater").pvalue)
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P-values corrected for their number (Holm 1979)."""
-    corrected, largest = {}, 0.0
-    for rank, (name, value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, value * (len(p_values) - rank)))
-        corrected[name] = largest
-    return corrected
-
-
-def share_interval(count: int, n: int) -> list[float]:
-    """95 % interval of a share (Wilson 1927)."""
-    interval = binomtest(count, n).proportion_ci(method="wilson")
-    return [float(interval.low), float(interval.high)]

@@ -57,6 +57,7 @@ WITHOUT_TORCH = [
     "ranking",
     "records",
     "scoring",
+    "shares",
     "report",
     "silencer_file",
     "sql_store",

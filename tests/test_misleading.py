@@ -3,11 +3,11 @@
 import json
 import re
 import shutil
-from math import sqrt
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_shares import wilson
 
 from neurflow_engine import demo, misleading
 from neurflow_engine.cases import COST, worth
@@ -15,7 +15,7 @@ from neurflow_engine.debugging import Debugger
 from neurflow_engine.errors import DataError
 from neurflow_engine.images import scan
 from neurflow_engine.layers import positions
-from neurflow_engine.misleading import find_misleading, gain_p_value, holm, judged, share_interval
+from neurflow_engine.misleading import find_misleading, gain_p_value, judged
 from neurflow_engine.records import Damping, Filling
 from neurflow_engine.store import Workspace
 from neurflow_engine.tracing import record
@@ -90,12 +90,6 @@ def silenced_classes(debugger, misled_images, images: list[dict], silencers=()) 
     """Names of the classes that the model predicts from the pixels, (n_images,)."""
     logits = debugger.logits(debugger.load([misled_images / image["path"] for image in images]), silencers)
     return np.array(debugger.classifier.class_names)[logits.argmax(1).numpy()]
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    z = 1.959964
-    centre, reach = share + z * z / (2 * n), z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (centre - reach) / (1 + z * z / n), (centre + reach) / (1 + z * z / n)
 
 
 class TestFigures:
@@ -318,12 +312,6 @@ class TestJudgement:
         assert worth(outcome | {"clean_accuracy_change": 0.1, "target_recall_change": 0.1}) == 0.5  # gains elsewhere are not what is asked
 
 
-def test_p_values_are_corrected_for_their_number():
-    # Holm: 0.01 * 3, then 0.03 * 2, then 0.04 * 1, never below the one before
-    assert holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx({"b": 0.03, "c": 0.06, "a": 0.06})
-    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
-
-
 def test_a_gain_is_tested_against_the_median_of_its_control_on_one_side():
     control = np.zeros((3, 8))
     gains = np.arange(1.0, 9.0)
@@ -333,9 +321,3 @@ def test_a_gain_is_tested_against_the_median_of_its_control_on_one_side():
     assert gain_p_value(np.vstack([gains, control, control[:1] + 100])) == pytest.approx(1 / 2**8)  # one draw far out says little
     assert gain_p_value(np.vstack([gains, control])[:, :4]) == 1  # too few images to tell
     assert gain_p_value(np.zeros((1, 0))) == 1
-
-
-def test_a_share_has_the_interval_of_wilson():
-    assert share_interval(8, 10) == pytest.approx(wilson(0.8, 10), abs=1e-6)
-    assert share_interval(0, 10)[0] == 0
-    assert share_interval(10, 10)[1] == 1
