@@ -1,7 +1,7 @@
 """The command line: ``python -m neurflow_engine COMMAND``.
 
 Results go to stdout (one JSON object with ``--json``), progress and warnings to stderr. Exit code 0 done, 2 bad arguments or input,
-1 failed, 130 interrupted.
+1 failed (or a gate that does not pass), 130 interrupted.
 """
 
 import os
@@ -204,6 +204,16 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("other", metavar="RUN")
     compare.add_argument("--draws", type=int, default=None, help="random groups in the control")
     compare.add_argument("--seed", type=int, default=0)
+
+    gate = command("gate", _gate, "what changed between the sweeps of two models; exit code 1 where the candidate learned a new shortcut")
+    gate.add_argument("--baseline", required=True, metavar="SWEEP", help="of the model in use")
+    gate.add_argument("--candidate", required=True, metavar="SWEEP", help="of the model that is to follow it")
+    gate.add_argument("--max-new-flags", type=_count, metavar="N", help="classes that may be newly misled (default: 0)")
+    gate.add_argument("--max-grown", type=_count, metavar="N", help="classes that may be misled more than before (default: 0)")
+    gate.add_argument("--min-worst-group", type=float, metavar="SHARE", help="recall that the worst class must have, 0 to 1")
+    gate.add_argument("--max-worst-group-drop", type=float, metavar="SHARE", help="recall that the worst class may lose, 0 to 1")
+    gate.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML, for a CI system")
+    gate.add_argument("--markdown", type=Path, metavar="FILE", help="also write a summary, for a pull request")
 
     label = command("label", _label, "propose names for groups, by a language model or offline, and score them on patches held out")
     label.add_argument("run")
@@ -687,6 +697,20 @@ def _comparison_text(found, names: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def _gate(arguments, workspace: Workspace, progress) -> tuple[dict, str, int]:
+    from neurflow_engine import gate, gate_report
+    from neurflow_engine.sweep_result import evaluation_of, open_sweep
+
+    limits = gate.Limits(**_chosen(arguments, ("max_new_flags", "max_grown", "min_worst_group", "max_worst_group_drop")))
+    baseline, candidate = (open_sweep(workspace, sweep) for sweep in (arguments.baseline, arguments.candidate))
+    found = gate.compare(baseline, candidate, (evaluation_of(baseline, workspace), evaluation_of(candidate, workspace)), limits)
+    if arguments.junit:
+        write_atomically(arguments.junit.absolute(), gate_report.as_junit(found))
+    if arguments.markdown:
+        write_atomically(arguments.markdown.absolute(), gate_report.as_markdown(found).encode())
+    return found.as_json(), gate_report.as_text(found), DONE if found.passed else FAILED
+
+
 def _export(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     run = workspace.open_run(arguments.run)
     if arguments.groups is not None and arguments.format not in _OF_GROUPS:
@@ -888,9 +912,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "job began", job=arguments.events.parent.name, command=arguments.command, run=named if isinstance(named, str) else None
             )
         with using_workspace(workspace.root):
-            result, text = arguments.work(arguments, workspace, progress)
+            result, text, *code = arguments.work(arguments, workspace, progress)  # a third value is an exit code
         print(json.dumps(result, ensure_ascii=False, allow_nan=False) if arguments.json else text, flush=True)
-        return _ended(progress, DONE, "done", None)
+        return _ended(progress, *(code or [DONE]), "done", None)
     except (progress_.Cancelled, KeyboardInterrupt):
         return _ended(progress, INTERRUPTED, "cancelled", "Cancelled; what was finished is kept, start it again to resume.")
     except InputError as error:

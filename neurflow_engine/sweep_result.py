@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 from neurflow_engine.access import check_readable
 from neurflow_engine.errors import InputError, RunError, near_matches
 from neurflow_engine.files import read_json, write_json, writing
+from neurflow_engine.labels import spreadsheet_safe
 from neurflow_engine.store import MANIFEST, SCHEMA, Evaluation, Workspace, is_name
 
 _CLASSES = "classes"
+_TEXTS = ("class", "also_misleads", "message")  # columns of the table that hold what people wrote
 
 
 class ClassState(StrEnum):
@@ -192,6 +195,28 @@ class Sweep:
             "finished": self.is_finished,
             "classes": [asdict(outcome) | {"wrong_share": outcome.wrong_share} for outcome in self.classes],
         }
+
+
+def evaluation_of(sweep: Sweep, workspace: Workspace) -> Evaluation:
+    """What the model predicts on the images of a sweep, from the workspace or from the one that the sweep lies in; raises RunError."""
+    beside = Workspace(sweep.folder.parent.parent)
+    for one in (workspace, beside):
+        if one.evaluation_folder(sweep.evaluation).is_dir():
+            return one.open_evaluation(sweep.evaluation)
+    raise RunError(
+        f"Evaluation {sweep.evaluation}, which sweep {sweep.id} goes with, is neither in {workspace.root} nor in {beside.root}; "
+        "keep the folders evaluations and sweeps of a workspace together, or sweep again."
+    )
+
+
+def table_file(table: pd.DataFrame, format: Literal["csv", "parquet"]) -> bytes:
+    """``Sweep.table`` as a file; in CSV no cell can run as a formula."""
+    content = BytesIO()
+    if format == "parquet":
+        table.to_parquet(content, index=False)
+    else:
+        table.assign(**{name: [spreadsheet_safe(text) for text in table[name]] for name in _TEXTS}).to_csv(content, index=False)
+    return content.getvalue()
 
 
 def _read_outcome(file: Path) -> ClassOutcome:
