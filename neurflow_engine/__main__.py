@@ -363,6 +363,7 @@ def _sweep(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     from neurflow_engine import misleading
     from neurflow_engine.executors import Local, Ray
     from neurflow_engine.sweep import sweep
+    from neurflow_engine.sweep_result import table_file
 
     if arguments.parallel == 0:
         raise InputError("--parallel 0: at least one class has to run at a time.")
@@ -377,11 +378,7 @@ def _sweep(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     made = sweep(config, workspace, arguments.targets, arguments.draws or misleading.DRAWS, executor, progress)
     table = made.table(workspace.open_evaluation(made.evaluation))
     if arguments.out:
-        from io import BytesIO
-
-        content = BytesIO()
-        table.to_csv(content, index=False) if arguments.out.suffix.lower() == ".csv" else table.to_parquet(content, index=False)
-        write_atomically(arguments.out.absolute(), content.getvalue())
+        write_atomically(arguments.out.absolute(), table_file(table, arguments.out.suffix.lower().removeprefix(".")))
     return made.as_json(), _sweep_text(made, table)
 
 

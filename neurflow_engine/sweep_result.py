@@ -95,6 +95,9 @@ class Mark:
     similarity: float  # the weakest link that holds it together: |cosine| of directions, or correlation of presence over all images
 
 
+_OUTCOME = TypeAdapter(ClassOutcome)  # made once: a sweep may have a thousand of them
+
+
 class Sweep:
     """All classes of a model on a folder of images; readable while it is being made."""
 
@@ -151,18 +154,23 @@ class Sweep:
     def table(self, evaluation: Evaluation) -> pd.DataFrame:
         """One row per class, for people and for CSV and Parquet: shares 0..1, most wrong images first.
 
-        Columns: class, state, images, predicted, recall, precision, wrong (of other classes, taken for it), flagged, first_flag, layer,
-        recovered, control, control_high, ceiling, clean_change, also_misleads (classes that its flagged groups mislead towards as well),
-        message, run, report, seconds.
+        Columns: index, class, state, images, predicted, recall, precision, wrong (of other classes, taken for it), flagged, first_flag,
+        layer, recovered, control, control_high, ceiling, clean_change, also_misleads (classes that its flagged groups mislead towards as
+        well), message, run, report, seconds.
         """
         known = evaluation.per_class().set_index("index")
-        also = {name: sorted({other for other, _ in mark.groups} - {name}) for mark in self.marks for name, _ in mark.groups}
+        also: dict[str, set[str]] = {}
+        for mark in self.marks:
+            names = {name for name, _ in mark.groups}
+            for name in names:
+                also.setdefault(name, set()).update(names - {name})
         rows = []
         for outcome in self.classes:
             own = known.loc[outcome.index] if outcome.index in known.index else {}
             first = outcome.flags[0] if outcome.flags else None
             rows.append(
                 {
+                    "index": outcome.index,
                     "class": outcome.name,
                     "state": str(outcome.state),
                     "images": own.get("images", 0),
@@ -178,7 +186,7 @@ class Sweep:
                     "control_high": first and first.control.high,
                     "ceiling": outcome.ceiling and outcome.ceiling.mean,
                     "clean_change": first and first.clean_accuracy_change,
-                    "also_misleads": ", ".join(also.get(outcome.name, ())),
+                    "also_misleads": ", ".join(sorted(also.get(outcome.name, ()))),
                     "message": outcome.message,
                     "run": outcome.run,
                     "report": outcome.report,
@@ -221,7 +229,7 @@ def table_file(table: pd.DataFrame, format: Literal["csv", "parquet"]) -> bytes:
 
 def _read_outcome(file: Path) -> ClassOutcome:
     try:
-        return TypeAdapter(ClassOutcome).validate_json(file.read_bytes())
+        return _OUTCOME.validate_json(file.read_bytes())
     except ValidationError:
         raise RunError(f"{file} is not what a sweep keeps about a class; delete it and start the sweep again.") from None
 
