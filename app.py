@@ -62,13 +62,12 @@ with show.sentences():
     session.restore(page.title.lower())
     with st.sidebar:
         st.html('<div class="nf-name" style="font-size:1.05rem">NeurFlow Debugger</div>')
-        open_run()
-        link.copy_link()
-        people.card()
-        jobs_panel.panel()
-        storage.line()
+        for part in (open_run, link.copy_link, people.card, jobs_panel.panel, storage.line):
+            with show.slot():
+                part()
     jobs_panel.announce()
-    show.notice()
+    with show.slot():
+        show.notice()
 began = time.perf_counter()
 with show.sentences():
     page.run()

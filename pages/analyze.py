@@ -52,8 +52,9 @@ def progress(kinds: tuple[str, ...]) -> None:
                     st.button("Cancel", key=f"stop_{job.id}", on_click=session.quietly(lambda: commands.cancel(job)))
 
     job = commands.latest(*kinds)
-    if job and job.active:
-        st.fragment(watch, run_every=0.5)()
+    with show.slot():
+        if job and job.active:
+            st.fragment(watch, run_every=0.5)()
 
 
 def welcome() -> None:

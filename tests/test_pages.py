@@ -449,8 +449,9 @@ class TestLabels:
 class TestStorage:
     def open(self, run) -> AppTest:
         def dialog() -> None:
-            from pages.ui import storage
+            from pages.ui import session, storage
 
+            session.restore("labels")  # as app.py does
             storage.contents()
 
         app = AppTest.from_function(dialog, default_timeout=60)

@@ -78,7 +78,7 @@ def put(**parameters: str | None) -> None:
             kept[name] = value
         else:
             kept.pop(name, None)
-    _write()
+    _write(parameters)
 
 
 def rerun() -> None:
@@ -97,12 +97,12 @@ def _address() -> dict[str, str]:
     return {name: kept[name] for name in _KEPT.get(st.session_state.get(_PAGE), ()) if name in kept}
 
 
-def _write() -> None:
-    own = _KEPT.get(st.session_state.get(_PAGE), ())
-    others = {name: value for name, value in st.query_params.to_dict().items() if name not in own}  # as embed=true
-    new = {**others, **_address()}
-    if new != st.query_params.to_dict():
-        st.query_params.from_dict(new)
+def _write(changed: Collection[str] = ()) -> None:
+    """Make the address say what is open; what it says of other things than this page's stays, unless it was changed."""
+    own, before, now = _KEPT.get(st.session_state.get(_PAGE), ()), st.query_params.to_dict(), _address()
+    others = {name: value for name, value in before.items() if name not in own and name not in changed}  # as embed=true
+    if {**others, **now} != before:
+        st.query_params.from_dict({**others, **now})
 
 
 def one_of(name: str, options: Sequence[Value], default: Value | None = None) -> Value | None:

@@ -11,6 +11,7 @@ from html import escape
 
 import altair as alt
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from neurflow_engine import demo, logs
 from neurflow_engine.errors import NeurflowError
@@ -89,6 +90,15 @@ def frame() -> None:
     st.html(_STYLE + floating)
 
 
+def slot() -> DeltaGenerator:
+    """A container for what is sometimes there and sometimes not, so that all that follows keeps its position on the page.
+
+    A part of a page that is drawn again by itself goes to the position where it was; if another element had come there meanwhile, the
+    browser would say that it is broken.
+    """
+    return st.container()
+
+
 def heading(title: str, question: str) -> None:
     """A page's title beside the ways to be told more, and below it the question that the page answers."""
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="heading"):
@@ -96,7 +106,8 @@ def heading(title: str, question: str) -> None:
         tour.button()
         glossary.button()
     st.html(f'<div class="nf-question">{escape(question)}</div>')
-    tour.here(title.lower())
+    with slot():
+        tour.here(title.lower())
 
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~$&^=])")
