@@ -213,9 +213,11 @@ def store(request, database):
 
 
 def pytest_itemcollected(item) -> None:
-    """What uses a browser is marked so."""
+    """What uses a browser is marked so, and as slow; so is what needs the demo's images debugged."""
     if "browser" in item.fixturenames:
         item.add_marker(pytest.mark.browser)
+    if {"browser", "misled_report"} & set(item.fixturenames):
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
