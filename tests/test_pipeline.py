@@ -28,7 +28,7 @@ NETWORKS = [
     ("resnet18", 64),
     ("convnext_atto", 64),
     ("vit_tiny_patch16_224", 48),
-    ("swin_tiny_patch4_window7_224", 64),
+    pytest.param("swin_tiny_patch4_window7_224", 64, marks=pytest.mark.slow),
     pytest.param("densenet121", 64, marks=pytest.mark.slow),
     pytest.param("tnt_s_patch16_224", 48, marks=pytest.mark.slow),
 ]
