@@ -16,7 +16,7 @@ st.set_page_config(
     initial_sidebar_state=264,
 )
 
-PAGES = ("Analyze", "Circuit", "Debug", "Labels", "Compare")
+PAGES = ("Analyze", "Circuit", "Debug", "Labels", "Compare", "Sweep")
 
 
 def open_run() -> None:

@@ -476,8 +476,9 @@ class Workspace:
         """Finished debug reports of a run, newest first; those of another version are passed over."""
         found = []
         for folder in self._whole("debug"):
-            with suppress(InputError):
-                found.append(DebugReport(folder))
+            if folder.name.startswith(run_id):  # a sweep leaves one for each class, and they are long
+                with suppress(InputError):
+                    found.append(DebugReport(folder))
         reports = [report for report in found if report.json["run"] == run_id]
         return sorted(reports, key=lambda report: report.json["created"], reverse=True)
 
@@ -487,10 +488,11 @@ class Workspace:
             raise RunError(f"There is no debug report {_brief(report_id)} in {self.root}.")
         return DebugReport(self.debug_folder(report_id))
 
-    def fidelity_reports(self, run_id: str) -> list[dict]:
-        """Finished fidelity reports of a run, newest first: the JSON of ``fidelity RUN --json``."""
+    def fidelity_reports(self, run_id: str | None = None) -> list[dict]:
+        """Finished fidelity reports of a run, or of all, newest first: the JSON of ``fidelity RUN --json``."""
         reports = [read_json(folder / MANIFEST) for folder in self._whole("fidelity")]
-        return sorted((report for report in reports if report["run"] == run_id), key=lambda report: report["created"], reverse=True)
+        own = (report for report in reports if run_id in (None, report["run"]))
+        return sorted(own, key=lambda report: report["created"], reverse=True)
 
     def previews(self, run_id: str) -> list[dict]:
         """Finished fix previews of a run, newest first: the JSON of ``preview RUN --json``."""

@@ -21,7 +21,6 @@ from neurflow_engine.files import read_json, write_json, writing
 from neurflow_engine.labels import spreadsheet_safe
 from neurflow_engine.store import MANIFEST, SCHEMA, Evaluation, Workspace, is_name
 
-_CLASSES = "classes"
 _TEXTS = ("class", "also_misleads", "message")  # columns of the table that hold what people wrote
 
 
@@ -101,6 +100,7 @@ _OUTCOME = TypeAdapter(ClassOutcome)  # made once: a sweep may have a thousand o
 class Sweep:
     """All classes of a model on a folder of images; readable while it is being made."""
 
+    CLASSES = "classes"  # sub-folder with what was found, a file for each class
     PLAN = "plan.json"  # what is to be done: the manifest without what is only known at the end
 
     def __init__(self, folder: Path):
@@ -142,7 +142,7 @@ class Sweep:
 
     def file_of(self, index: int) -> Path:
         """Where the outcome of a class is kept."""
-        return self.folder / _CLASSES / f"{index}.json"
+        return self.folder / self.CLASSES / f"{index}.json"
 
     def save(self, outcome: ClassOutcome) -> None:
         """Keep what was found about a class; raises WorkspaceError."""

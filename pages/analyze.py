@@ -451,6 +451,9 @@ else:
     else:
         st.info("No true classes are known for these images, so right and wrong cannot be told apart; any predicted class can be analysed.")
         class_table(found, overview)
-    st.header("3 · Analyse a class", anchor=False)
+    title, every = st.columns([5, 1], vertical_alignment="bottom")
+    title.header("3 · Analyse a class", anchor=False)
+    if every.button("All classes …", key="all_classes", width="stretch", help="A sweep: what misleads towards each class"):
+        session.go("sweep", evaluation=found.id, sweep=None)
     analysis(found, overview)
 earlier_runs()

@@ -60,9 +60,9 @@ def evaluation(
                 "created": now(),
                 "model": model(classes, weights),
                 "data": {"root": root, "fingerprint": data, "n_images": len(frame), "skipped": [], "label_rule": "folders are classes"},
-                "speed": {},
-                "places": [],
-                "default_layers": [],
+                "speed": {"forward": 0.001, "memory_mb": 500.0, "steps": []},
+                "places": [{"name": "layer1", "n_channels": 32, "shape": [32, 4, 4], "stage": True, "share": 0.5}],
+                "default_layers": [["layer1"]],
             }
         )
     return workspace.open_evaluation(name)
@@ -70,7 +70,14 @@ def evaluation(
 
 def model(classes: Sequence[str], weights: str) -> dict:
     """What a manifest says of a model."""
-    return {"name": "net", "configuration": {"name": "net"}, "fingerprint": weights, "checkpoint_sha256": weights, "class_names": classes}
+    return {
+        "name": "net",
+        "configuration": {"name": "net"},
+        "fingerprint": weights,
+        "checkpoint_sha256": weights,
+        "class_names": list(classes),
+        "preprocessing": {"input_size": [64, 64]},
+    }
 
 
 def write(

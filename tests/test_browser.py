@@ -196,7 +196,7 @@ def test_the_first_link_to_a_server_just_started_has_the_frame_around_its_page(p
     with serving(tmp_path / "workspace") as address:
         page.goto(f"{address}/labels")
         page.get_by_role("button", name="Go to Analyze").wait_for()
-        assert page.locator("[data-testid=stTopNavLink]").all_inner_texts() == ["Analyze", "Circuit", "Debug", "Labels", "Compare"]
+        assert page.locator("[data-testid=stTopNavLink]").all_inner_texts() == ["Analyze", "Circuit", "Debug", "Labels", "Compare", "Sweep"]
 
 
 def test_the_graph_is_saved_as_a_picture(page, demo_run, analysed_demo, tmp_path):

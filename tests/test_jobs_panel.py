@@ -18,7 +18,7 @@ from neurflow_engine import turns
 from neurflow_engine.jobs import CANCELLED, DIED, Job, Jobs, JobState
 from pages.ui import commands
 
-PAGES = ("analyze", "circuit", "debug", "labels")
+PAGES = ("analyze", "circuit", "debug", "labels", "sweep")
 KEYS = ("cancel", "open", "resume", "dismiss")
 
 

@@ -19,7 +19,7 @@ from neurflow_engine.records import LOGITS
 from pages.ui import cached, graph, show, storage, trust
 
 APP = str(Path(__file__).parents[1] / "app.py")
-PAGES = ("analyze", "circuit", "debug", "labels", "compare")
+PAGES = ("analyze", "circuit", "debug", "labels", "compare", "sweep")
 EVIL = "</script><img src=x onerror=alert(1)> ![x](http://leak.example/a.png) href"
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 from PIL import Image
 
-from neurflow_engine import catalogue
+from neurflow_engine import catalogue, sweep_result
 from neurflow_engine.comparison import Comparison, compare
 from neurflow_engine.edits import Edits, EditStore
 from neurflow_engine.edits import edited as arranged
@@ -20,6 +21,7 @@ from neurflow_engine.labels import LabelStore
 from neurflow_engine.proposals import Proposal, ProposalStore, Score
 from neurflow_engine.records import Circuit
 from neurflow_engine.store import DebugReport, Evaluation, Run, Workspace
+from neurflow_engine.sweep_result import Sweep, evaluation_of
 from neurflow_engine.verdicts import VerdictStore
 from pages.ui import graph
 
@@ -70,8 +72,8 @@ def run(run_id: str) -> Run:
 
 def forget() -> None:
     """Open runs and evaluations anew: some were deleted."""
-    _run.clear()
-    _evaluation.clear()
+    for kept in (_run, _evaluation, _report):
+        kept.clear()
 
 
 def comparison(left: str, right: str) -> Comparison:
@@ -127,6 +129,47 @@ def _evaluations(root: str, changed: float) -> list[Evaluation]:
 @st.cache_resource(max_entries=8)
 def _evaluation(root: str, evaluation_id: str) -> Evaluation:
     return Workspace(root).open_evaluation(evaluation_id)
+
+
+def sweeps() -> list[Sweep]:
+    """All sweeps, newest first, as far as they are: an unfinished one changes with every class that ends."""
+    folder = workspace().root / "sweeps"
+    return _sweeps(str(workspace().root), tuple(_changed_sweep(one) for one in sorted(folder.iterdir())) if folder.is_dir() else ())
+
+
+@st.cache_resource(max_entries=4)
+def _sweeps(root: str, changed: tuple) -> list[Sweep]:
+    return sweep_result.sweeps(Workspace(root))
+
+
+def sweep_table(sweep: Sweep) -> pd.DataFrame:
+    """One row per class of a sweep, as far as it is; not to be changed."""
+    return once(("sweep", *_changed_sweep(sweep.folder)), lambda: sweep.table(evaluation_of(sweep, workspace())))
+
+
+def _changed_sweep(folder: Path) -> tuple[str, int, int]:
+    """Which sweep, and when something about it or one of its classes was last written."""
+    return folder.name, *(part.stat().st_mtime_ns if part.is_dir() else 0 for part in (folder, folder / Sweep.CLASSES))
+
+
+def report(report_id: str) -> DebugReport:
+    """A finished debug report; reports never change."""
+    return _report(str(workspace().root), report_id)
+
+
+@st.cache_resource(max_entries=16)
+def _report(root: str, report_id: str) -> DebugReport:
+    return Workspace(root).open_debug_report(report_id)
+
+
+def checked() -> dict[str, dict]:
+    """The newest report on whether a run is to be trusted, by run, of those that were checked."""
+    return _checked(str(workspace().root), _changed("fidelity"))
+
+
+@st.cache_data(max_entries=2)
+def _checked(root: str, changed: float) -> dict[str, dict]:
+    return {report["run"]: report for report in reversed(Workspace(root).fidelity_reports())}
 
 
 def fidelity(run_id: str) -> dict | None:

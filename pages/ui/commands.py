@@ -38,6 +38,13 @@ def analyze(evaluation: Evaluation, target: int, layers: Sequence[str], settings
     return _start("analyze", f"Analyse {evaluation.class_names[target]}", ["analyze", *flags], memory_mb)
 
 
+def sweep(evaluation: Evaluation, targets: str, title: str, memory_mb: float) -> Job:
+    """Analyse and debug many classes of an evaluation; ``targets`` as on the command line, ``memory_mb`` is what a class is expected to
+    take."""
+    command = ["sweep", *flags_of(evaluation), "--data", str(evaluation.data_root), "--targets", targets]
+    return _start("sweep", title, command, memory_mb)
+
+
 def demo() -> Job:
     """Draw the demo's images and analyse them."""
     return _start("demo", "Analyse the demo", ["demo"])
@@ -104,6 +111,8 @@ def address_of_result(job: Job) -> tuple[str, dict[str, str | None]] | None:
     result = job.result()
     if result is None:
         return None
+    if job.kind == "sweep":
+        return "sweep", {"sweep": result["sweep"], "target": None}
     if job.kind == "evaluate":
         return "analyze", {"evaluation": result["evaluation"], "target": None, "job": None}
     run = result.get("run") or job.argv[1]  # what is said of names is about the run that was asked for

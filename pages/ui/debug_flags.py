@@ -100,7 +100,7 @@ def flag(scene: Scene, group: str) -> None:
             f'<span style="color:{colours.text("adds")};font-weight:600">Misleading</span> <b>“{escape(scene.name(group))}”</b> '
             f"({escape(entry['layer'])}, {entry['n_neurons']} neurons, {WAYS[entry['silencing']]}) brings back "
             f"<b>{escape(recovered(entry))}</b> of {scene.report.json['n_reported']} wrong images · clean accuracy {escape(cost(entry))}"
-            f"{escape(at_best)}{_judged(scene.verdicts.get(group))}</div></div>"
+            f"{escape(at_best)}{judged(scene.verdicts.get(group))}</div></div>"
         )
         with buttons, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
             st.button(
@@ -116,7 +116,7 @@ def flag(scene: Scene, group: str) -> None:
             verdict(scene, group)
 
 
-def _judged(given: Verdict | None) -> str:
+def judged(given: Verdict | None) -> str:
     """HTML of who decided what about a group, and when."""
     if given is None or given.judgement is None:
         return ""

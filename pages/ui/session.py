@@ -24,6 +24,7 @@ _KEPT = {
     "debug": ("run", "evaluation", "show", "image", "images", "silence", "fix", "job", "page", "look", "alike", "rows", "tour"),
     "labels": ("run", "group", "view", "in", "states", "score", "text", "order", "like", "tour"),
     "compare": ("run", "with", "part", "kind", "layer", "sheet", "tour"),
+    "sweep": ("run", "sweep", "evaluation", "target", "only", "find", "tour"),
 }
 # mean nothing in another run
 _OF_A_RUN = (
