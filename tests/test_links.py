@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from urllib.parse import parse_qs, urlsplit
 
+import hand_made_sweeps
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,7 @@ from browsing import click_group, graph_frame, serving
 
 from neurflow_engine import demo
 from neurflow_engine.records import LOGITS
-from neurflow_engine.store import Run
+from neurflow_engine.store import Run, Workspace
 
 # what a person sees of a page, without what passes: how long ago something was
 SEEN = """() => {
@@ -42,6 +43,9 @@ def served(demo_run, analysed_demo, tmp_path_factory) -> Iterator[tuple[str, Run
     pq.write_table(pa.Table.from_pylist(kept), other / "groups.parquet")
     edges = [asdict(edge) for edge in demo_run.circuit.edges if gone not in (edge.source, edge.target)]
     pq.write_table(pa.Table.from_pylist(edges), other / "edges.parquet")
+    workspace, runs = Workspace(root), {demo.TARGET: (demo_run.id, "no-report")}
+    evaluation = workspace.open_evaluation(demo_run.manifest["evaluation"])
+    hand_made_sweeps.write(workspace, "by-hand", evaluation, {demo.TARGET: ("layer3/0",)}, runs=runs)
     with serving(root, "--server.fileWatcherType", "none") as address:
         yield address, demo_run
 
@@ -119,12 +123,23 @@ def compare_view(page, run: Run) -> None:
     page.wait_for_url("**kind=*")
 
 
+def sweep_view(page, run: Run) -> None:
+    """The misled classes of some name."""
+    page.get_by_text("Misled (1)").click()
+    page.wait_for_url("**only=*")
+    seen(page)
+    page.get_by_label("Find a class").fill(run.circuit.target_name[:4])
+    page.get_by_label("Find a class").press("Enter")
+    page.wait_for_url("**find=*")
+
+
 VIEWS = {
     "analyze": (analyze_view, {"run", "target", "layers"}),
     "circuit": (circuit_view, {"run", "group", "weakest"}),
     "debug": (debug_view, {"run", "show", "image", "silence"}),
     "labels": (labels_view, {"run", "view", "text", "order"}),
     "compare": (compare_view, {"run", "with", "kind"}),
+    "sweep": (sweep_view, {"run", "only", "find"}),
 }
 
 
@@ -224,6 +239,37 @@ def test_a_group_of_a_comparison_opens_in_its_own_circuit(page, served):
     page.get_by_role("button", name=re.compile("^B · ")).first.click()
     page.wait_for_url("**/circuit?run=other-1&group=*")
     page.locator(".st-key-panel .nf-name").first.wait_for()
+
+
+def test_from_an_evaluation_to_all_classes_to_the_pages_of_one(page, served):
+    address, run = served
+    index = run.circuit.target_index
+    page.goto(f"{address}/?run=other-1&evaluation={run.manifest['evaluation']}&target={index}")
+    page.get_by_role("button", name="All classes …").click()
+    page.wait_for_url(f"**/sweep?**evaluation={run.manifest['evaluation']}*")
+    panel = page.locator(".st-key-sweep_class")
+    panel.locator(".nf-name", has_text=run.circuit.target_name).wait_for()
+    for name, arrived in (("Circuit", "circuit"), ("Labels", "labels"), ("Debug", "debug")):
+        panel.get_by_role("button", name=name, exact=True).click()
+        page.wait_for_url(f"**/{arrived}?run={run.id}*")
+        page.locator("h1", has_text=name).wait_for()
+        page.go_back()
+        panel.locator(".nf-name").first.wait_for()
+
+
+def test_a_click_on_a_row_opens_the_class(page, served):
+    address, run = served
+    page.goto(f"{address}/sweep?run={run.id}")
+    grid = page.locator("[data-testid=stDataFrame]").first
+    grid.wait_for()
+    seen(page)
+    box = grid.bounding_box()
+    page.mouse.click(box["x"] + 16, box["y"] + 52)  # the box before the first row; the grid is one picture
+    page.wait_for_url(f"**target={run.circuit.target_index}*")
+    page.locator(".st-key-sweep_class .nf-name", has_text=run.circuit.target_name).wait_for()
+    page.get_by_role("button", name="Close", exact=True).click()
+    page.locator(".st-key-sweep_class").wait_for(state="detached")
+    assert "target=" not in page.url
 
 
 def test_a_browser_that_copies_nothing_shows_the_link_to_be_copied(page, served):

@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 import hand_made
 import hand_made_debug
 import hand_made_labels
+import hand_made_sweeps
 import huge
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -24,6 +25,7 @@ from browsing import ROOT, graph_frame, serving
 from neurflow_engine.jobs import Jobs, JobState
 from neurflow_engine.records import LOGITS
 from neurflow_engine.store import Workspace
+from neurflow_engine.sweep_result import Mark
 from pages.ui import glossary
 
 pytestmark = pytest.mark.slow
@@ -37,6 +39,7 @@ VIEWS = {
     "debug": {"": {}, "image": {"image": "IMAGE", "silence": "GROUP"}, "several": {"silence": "GROUP"}},
     "labels": {"": {}, "table": {"view": "Table"}, "proposals": {"view": "Proposals"}, "files": {"view": "Files"}},
     "compare": {"": {"with": "OTHER"}},
+    "sweep": {"": {}, "class": {"target": "TARGET"}},
 }
 CASES = [
     (state, page, view)
@@ -60,7 +63,14 @@ def demo_state(run, images: Path, source: Workspace, root: Path) -> dict[str, st
     hand_made.write(hand_made.fidelity_report(run), root)
     hand_made_labels.write(run, root)
     wrong = next(image["path"] for image in report.json["images"] if image["predicted"] == run.circuit.target_name != image["true"])
-    return {"run": run.id, "evaluation": run.manifest["evaluation"], "IMAGE": wrong, "GROUP": hand_made_debug.CIRCUIT}
+    evaluation, target = workspace.open_evaluation(run.manifest["evaluation"]), run.circuit.target_name
+    other = next(name for name in evaluation.class_names if name != target)
+    mark = Mark(((target, hand_made_debug.CONTRAST), (other, "layer1/contrast-1")), "presence", 0.8)
+    failed, runs = {other: "The disk is full; free some of it."}, {target: (run.id, report.id)}
+    flags = {target: (hand_made_debug.CONTRAST,)}
+    hand_made_sweeps.write(workspace, "by-hand", evaluation, flags, failed, runs=runs, marks=[mark])
+    about = {"run": run.id, "evaluation": evaluation.id, "TARGET": str(run.circuit.target_index)}
+    return about | {"IMAGE": wrong, "GROUP": hand_made_debug.CIRCUIT}
 
 
 def failed_state(run, source: Workspace, root: Path) -> dict[str, str]:
@@ -70,6 +80,7 @@ def failed_state(run, source: Workspace, root: Path) -> dict[str, str]:
     started = [
         jobs.start("analyze", "Analyse no class", ["analyze", "--model", "resnet10t", "--data", "/does/not/exist", "--target", "x"]),
         jobs.start("fidelity", "Check no run", ["fidelity", run.id, "--draws", "-1"]),
+        jobs.start("sweep", "Sweep nothing", ["sweep", "--model", "resnet10t", "--data", "/does/not/exist"]),
         jobs.start("label", "Labels for no group", ["label", run.id, "--groups", "layer99/1", "--workspace", str(root)]),
         jobs.start("debug", "Misleading groups of nothing", ["debug", run.id, "--images", "/does/not/exist", "--workspace", str(root)]),
     ]

@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 import hand_made
 import hand_made_labels
 import hand_made_runs
+import hand_made_sweeps
 import pytest
 from browsing import ROOT, click_group, graph_frame, serving
 from playwright.sync_api import Error as PlaywrightError
@@ -35,6 +36,7 @@ from neurflow_engine.preview import preview
 from neurflow_engine.proposals import Outcome, Proposal, ProposalStore, Score
 from neurflow_engine.records import LOGITS
 from neurflow_engine.store import Workspace
+from neurflow_engine.sweep_result import Mark
 from neurflow_engine.verdicts import Judgement, VerdictStore
 
 pytestmark = pytest.mark.slow
@@ -380,6 +382,27 @@ def test_the_compare_page_and_the_jobs_beside_it(watched, alike):
             settled(watched)
             nothing_ran(watched)
             watched.keyboard.press("Escape")
+        open_lists(watched)
+
+
+def test_the_sweep_page(watched, tmp_path):
+    workspace = Workspace(tmp_path / "workspace")
+    for name, known in (("one", True), ("two", False)):
+        of = hand_made_sweeps.evaluation(workspace, f"of-{name}", LABELS, {(LABELS[1], LABELS[0]): 30}, 40, known, root=LABELS[2])
+        flags, failed = {LABELS[0]: ("layer1/0",)}, dict(zip(LABELS[2:5], LABELS[5:8], strict=True))
+        marks = [Mark(tuple((label, "layer1/0") for label in LABELS[:7]), "direction", 0.9)]
+        hand_made_sweeps.write(workspace, name, of, flags, failed, marks=marks)
+    with serving(workspace.root) as address:
+        for name in ("one", "two"):
+            for target in (0, 2):
+                watched.goto(f"{address}/sweep?sweep={name}&target={target}&only=failed&find={quote(LABELS[2][:6])}")
+                watched.get_by_text("Which classes of this model").wait_for()
+                settled(watched)
+                nothing_ran(watched)
+                assert shows(watched, LABELS[target])
+        watched.get_by_text("Start another sweep").click()
+        watched.get_by_text("Chosen ones").click()
+        settled(watched)
         open_lists(watched)
 
 
