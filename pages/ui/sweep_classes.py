@@ -85,7 +85,7 @@ def table(scene: Scene) -> None:
         height=min(35 * len(shown) + 38, 480),
         column_config={
             "class": config.TextColumn(width=112),
-            "stands": config.TextColumn("", width=104),
+            "stands": config.TextColumn("outcome", width=104),
             "images": number("n", width=44, help="images of this class"),
             "recall": config.ProgressColumn(help="share of its images that are predicted right", **bar),
             "wrong": number("taken for it", width=78, help="images of other classes that are predicted as this one"),
