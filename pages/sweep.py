@@ -41,8 +41,9 @@ def follow() -> None:
             session.rerun()
 
     job = commands.latest("sweep")
-    if job and job.active:
-        st.fragment(watch, run_every=2.0)()
+    with show.slot():
+        if job and job.active:
+            st.fragment(watch, run_every=2.0)()
 
 
 def swept(scene: Scene) -> None:
