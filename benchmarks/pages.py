@@ -141,7 +141,7 @@ def of_silencing(page: Page, address: str, run: Run, repeats: int) -> list[Row]:
     """From the click that silences a group to the new answer, the image looked at before."""
     image = next(image for image in run.circuit.images if image.true != run.circuit.target_index)
     page.goto(f"{address}/debug?run={run.id}&image={image.path}")
-    page.locator(".st-key-split_debug .nf-answer").first.wait_for(timeout=PATIENCE)
+    page.locator(".st-key-answer h2").wait_for(timeout=PATIENCE)
     boxes = page.locator("[data-testid=stCheckbox]", has_text="silence").locator("label")
     times = []
     for number in range(repeats):
@@ -149,9 +149,7 @@ def of_silencing(page: Page, address: str, run: Run, repeats: int) -> list[Row]:
         def silence(number=number) -> None:
             boxes.nth(number).click()
             page.wait_for_url("**silence=*", timeout=PATIENCE)
-            page.locator(".nf-answer", has_text="stays").or_(page.locator(".nf-answer", has_text="becomes")).first.wait_for(
-                timeout=PATIENCE
-            )
+            page.locator(".st-key-answer .nf-answer").wait_for(timeout=PATIENCE)
 
         times.append(seconds(silence))
         page.get_by_role("button", name="Silence nothing").click()
