@@ -165,7 +165,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(arguments.workspace or folder)
-        known = {run.n_groups: run.id for run in workspace.runs() if run.id.endswith(f"images-{IMAGES}")}
+        known = {run.n_groups: run.id for run in workspace.runs() if run.id.endswith(f"images-{IMAGES}-seed-0")}
         runs = {size: workspace.open_run(known[size]) if size in known else huge.write(workspace, size, IMAGES) for size in SIZES}
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"])
