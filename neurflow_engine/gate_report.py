@@ -13,7 +13,7 @@ from neurflow_engine.shares import Share
 
 _SHOWN = 50  # classes in a table, and names in a sentence
 _LONGEST = 300  # characters of a name or a message
-_MARKUP = re.compile(r"[^\w ]|_")
+_MARKUP = re.compile(r"[^\w /-]|_")
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _OF_INTEREST = (Verdict.FAILED, Verdict.NEW, Verdict.GROWN, Verdict.STILL, Verdict.VANISHED, Verdict.UNSEEN)
 
@@ -76,7 +76,8 @@ def as_junit(gate: Gate) -> bytes:
     suite.set("timestamp", gate.candidate.created.strftime("%Y-%m-%dT%H:%M:%S"))
     properties = xml.SubElement(suite, "properties")
     for name, value in {"baseline": gate.baseline.id, "candidate": gate.candidate.id, **vars(gate.limits)}.items():
-        xml.SubElement(properties, "property", name=name, value=str(value))
+        if value is not None:
+            xml.SubElement(properties, "property", name=name, value=str(value))
     for change in gate.classes:
         seconds = change.after.outcome.seconds if change.after.outcome else 0.0
         case = xml.SubElement(suite, "testcase", classname="neurflow.classes", name=_legal(change.name), time=f"{seconds:.3f}")
