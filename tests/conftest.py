@@ -1,5 +1,6 @@
 """Shared fixtures: a workspace that is never the user's own, folders of drawn images, one analysed demo for the session, a browser."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw
 # Set before torch is loaded anywhere: the nets of the tests are too small for two threads to help, and child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+collect_ignore = [] if importlib.util.find_spec("ray") else ["test_ray.py"]  # Ray is an extra that nobody has to have
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
