@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from neurflow_engine import logs
+from neurflow_engine import effort, logs
 from neurflow_engine import progress as progress_
 from neurflow_engine.access import check_readable, using_workspace
 from neurflow_engine.catalogue import list_models
@@ -167,7 +167,9 @@ def _parser() -> argparse.ArgumentParser:
 
     debug = command("debug", _debug, "groups that mislead the model; with --mask, predictions before and after silencing them")
     debug.add_argument("run")
-    debug.add_argument("--images", type=Path, required=True, nargs="+", metavar="DIR", help="several are looked at together")
+    debug.add_argument(
+        "--images", type=Path, required=True, nargs="+", action="extend", metavar="DIR", help="several are looked at together"
+    )
     debug.add_argument("--mask", type=_names, metavar="G1,G2", help="groups to silence")
     _add_report_flag(debug)
     debug.add_argument("--draws", type=int, default=None, help="random neuron sets in the control")
@@ -183,7 +185,9 @@ def _parser() -> argparse.ArgumentParser:
 
     preview = command("preview", _preview, "groups silenced on a whole folder: accuracy before and after, who is helped and who is hurt")
     preview.add_argument("run")
-    preview.add_argument("--images", type=Path, required=True, nargs="+", metavar="DIR", help="several are looked at together")
+    preview.add_argument(
+        "--images", type=Path, required=True, nargs="+", action="extend", metavar="DIR", help="several are looked at together"
+    )
     preview.add_argument("--mask", type=_names, required=True, metavar="G1,G2", help="groups to silence")
     _add_report_flag(preview)
     _add_machine_flags(preview)
@@ -360,7 +364,6 @@ def _analysis_config(arguments, target: str) -> AnalysisConfig:
 
 
 def _sweep(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
-    from neurflow_engine import misleading
     from neurflow_engine.executors import Local, Ray
     from neurflow_engine.sweep import sweep
     from neurflow_engine.sweep_result import table_file
@@ -375,7 +378,7 @@ def _sweep(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
         raise InputError(f"--draws {arguments.draws}: a control needs at least one random draw.")
     executor = Ray(arguments.address) if arguments.executor == "ray" else Local(arguments.parallel)
     config = _analysis_config(arguments, "")
-    made = sweep(config, workspace, arguments.targets, arguments.draws or misleading.DRAWS, executor, progress)
+    made = sweep(config, workspace, arguments.targets, arguments.draws or effort.DRAWS, executor, progress)
     table = made.table(workspace.open_evaluation(made.evaluation))
     if arguments.out:
         write_atomically(arguments.out.absolute(), table_file(table, arguments.out.suffix.lower().removeprefix(".")))
@@ -547,7 +550,7 @@ def _debug(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
     from neurflow_engine.images import scan
 
     run = workspace.open_run(arguments.run)
-    draws = arguments.draws or (misleading.DRAWS if arguments.mask is None else debugging.DRAWS)
+    draws = arguments.draws or (effort.DRAWS if arguments.mask is None else debugging.DRAWS)
     if arguments.draws is not None and arguments.draws < 1:
         raise InputError(f"--draws {arguments.draws}: a control needs at least one random draw.")
     if arguments.mask is None:

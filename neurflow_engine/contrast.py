@@ -16,7 +16,6 @@ from sklearn.metrics import roc_auc_score
 from neurflow_engine.records import Damping
 from neurflow_engine.trials import Trials, pooled_outputs
 
-SCOPES = ("image", "position")
 _CLUSTERS = 32  # kinds of places that a layer tells apart, about
 _STARTS = 3  # clusters most typical of wrong images, from which a direction is refined
 _REFINEMENTS = 3

@@ -11,7 +11,8 @@ from functools import cache
 import numpy as np
 
 from neurflow_engine.cases import Cases, outcome, worth
-from neurflow_engine.contrast import SCOPES, at_level, direction
+from neurflow_engine.contrast import at_level, direction
+from neurflow_engine.effort import BEST, FINALISTS, FIRST_STEPS, REFINEMENTS, SCOPES, STEPS
 from neurflow_engine.errors import LayerError
 from neurflow_engine.progress import Progress, Stage
 from neurflow_engine.records import Damping
@@ -20,13 +21,9 @@ from neurflow_engine.trials import Trials
 
 ENOUGH = 12  # right images of other classes, to tell what is usual; half as many wrong ones
 ROUNDS = 2  # of looking for another contrast group in what the first leaves wrong
-FINALISTS = 2  # layers and scopes that a first look finds most promising
-_BEST = 3  # of all that is tried on one fold, measured on the other too
 _TOO_DEAR = -1.0  # worth of a first look that costs more than everything that could come back: not worth more steps
-_FIRST_STEPS, _STEPS = 15, 80  # of refinement
 _LEVELS = (0.5, 0.9)  # quantiles of right images at which a damping begins that is not refined
 _REFINED_LEVEL = 0.5  # likewise of one that is
-_REFINEMENTS = ((0, 8.0), (0, 25.0), (8, 8.0), (8, 25.0))  # rank of the variation, weight of right images
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def contrast_groups(trials: Trials, cases: Cases, progress: Progress, seed: int)
         if len(cases.wrong) < (2 * ENOUGH if number else ENOUGH // 2) or len(cases.right_others) < ENOUGH:
             break
         options = [(layer, scope) for layer in layers for scope in SCOPES]
-        n_steps = len(options) * _FIRST_STEPS + _STEPS * ((FINALISTS + 1) * len(_REFINEMENTS) + _BEST + 1)
+        n_steps = len(options) * FIRST_STEPS + STEPS * ((FINALISTS + 1) * len(REFINEMENTS) + BEST + 1)
         with progress.stage(f"contrast {number + 1}" if number else "contrast", n_steps) as tick:
             best = _best(trials, cases, options, seed, tick)
         if best is None:
@@ -97,13 +94,13 @@ def _best(trials: Trials, cases: Cases, options: Sequence[tuple[str, str]], seed
         return worth(found), found["sureness"]
 
     plain = {how: value(how, 0) for option in options for how in (How(*option, level) for level in _LEVELS)}
-    first = {option: value(How(*option, _REFINED_LEVEL, _FIRST_STEPS), 0) for option in options}
+    first = {option: value(How(*option, _REFINED_LEVEL, FIRST_STEPS), 0) for option in options}
     promising = sorted(first, key=first.get, reverse=True)[:FINALISTS]
     earliest = max((option for option in options if option[0] == options[0][0]), key=first.get)
     finalists = [option for option in dict.fromkeys([*promising, earliest]) if first[option][0] > _TOO_DEAR]
-    ways = [How(*option, _REFINED_LEVEL, _STEPS, *way) for option in finalists for way in _REFINEMENTS]
+    ways = [How(*option, _REFINED_LEVEL, STEPS, *way) for option in finalists for way in REFINEMENTS]
     values = plain | {how: value(how, 0) for how in ways}
-    best = sorted(values, key=values.get, reverse=True)[:_BEST]
+    best = sorted(values, key=values.get, reverse=True)[:BEST]
     both = {how: tuple(np.mean([values[how], value(how, 1)], axis=0)) for how in best}
     chosen = max(both, key=both.get)
     return made(chosen, None) if both[chosen][0] > 0 else None

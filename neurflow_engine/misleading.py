@@ -24,6 +24,7 @@ from neurflow_engine.contrast import at_level, auc
 from neurflow_engine.contrast_search import contrast_groups
 from neurflow_engine.controls import spread
 from neurflow_engine.debugging import Debugger, contrast_presence, run_order, window_around
+from neurflow_engine.effort import CONTROL_IMAGES, DRAWS, ENOUGH_WRONG, FIRST_DRAWS, LAYERS, RIGHT_PER_HALF, WRONG_PER_HALF
 from neurflow_engine.errors import DataError
 from neurflow_engine.evaluation import evaluate
 from neurflow_engine.files import writing
@@ -38,16 +39,11 @@ from neurflow_engine.tracing import folded, record
 from neurflow_engine.trials import Trials, pooled_outputs
 from neurflow_engine.twins import random_twins
 
-DRAWS = 200  # random silencers in the control of a group that may be called misleading
-FIRST_DRAWS = 20  # after which a group that does no more than they do is left alone
 SIGNIFICANT = 0.05  # p-value, corrected for the number of groups
 AFFORDABLE = 0.02  # clean accuracy that silencing a misleading group may cost at most
 AFFORDABLE_IN_TARGET = 0.1  # likewise of the target class alone, and no more than a fifth of what comes back
 CLEARLY_ABOVE = 0.8  # AUC of a misleading group, wrong images against right ones of other classes; some right ones carry the mark too
 WORTHWHILE = 0.2  # of the wrong images, more than the control, that silencing a misleading group must bring back
-ENOUGH_WRONG = 12  # wrong images, for a half of them to tell anything
-LAYERS = 8  # that contrast groups are looked for in, about
-_WRONG_PER_HALF, _RIGHT_PER_HALF, _CONTROL_IMAGES = 96, 192, 48
 _USUAL = 0.9  # quantile of right images of other classes at which the damping of a group of the circuit begins
 _PLACES = 8  # typical places of a contrast group that are shown
 _PLACE_SIDE = 112  # pixels
@@ -181,8 +177,8 @@ class _Search:
         paths = self.predictions["path"].tolist()
         again = {path for others in copies(self.root, paths).values() for path in others}
         wrong, clean = (rows[[paths[row] not in again for row in rows]] for rows in (self.wrong, self.clean))
-        per_class = max(1, 2 * _RIGHT_PER_HALF // max(1, len(np.unique(self.true[clean]))))
-        kinds = [random.permutation(wrong)[: 2 * _WRONG_PER_HALF]]
+        per_class = max(1, 2 * RIGHT_PER_HALF // max(1, len(np.unique(self.true[clean]))))
+        kinds = [random.permutation(wrong)[: 2 * WRONG_PER_HALF]]
         for index in np.unique(self.true[clean]):
             of_class = random.permutation(clean[self.true[clean] == index])
             kinds.append(of_class[: 2 * per_class if index == self.target else per_class])
@@ -272,7 +268,7 @@ class _Search:
             after = self.trials.logits([candidate.silencer], wrong)
             back = after.argmax(1) == true[wrong]
             stays = self.trials.logits([candidate.silencer], right).argmax(1) == true[right] if len(right) else stays
-            few = wrong[:_CONTROL_IMAGES]
+            few = wrong[:CONTROL_IMAGES]
             drawn, draws = self._control(candidate, few, float(back[: len(few)].mean()))
             recovered = (drawn.argmax(2) == true[few]).mean(1)
             margins = np.stack([margin(logits, true[few], self.target) for logits in (after[: len(few)], *drawn)])

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from neurflow_engine.cases import Cases
+from neurflow_engine.effort import PER_STEP
 from neurflow_engine.records import Damping, Variation
 from neurflow_engine.silencing import damped
 from neurflow_engine.trials import Trials
 
-_PER_STEP = 32  # images: half of them wrong, a quarter right ones of the target, a quarter right ones of other classes
 _PIXELS_AT_ONCE = 32 * 128 * 128  # of the images whose gradients are computed together, to bound the memory they take
 _RATE = 0.06  # of Adam, in units of each neuron's own spread; falls to 0 along a cosine
 
@@ -86,7 +86,7 @@ def _as_arrays(damping: Damping) -> Damping:
 
 def _batches(trials: Trials, cases: Cases, leave_alone: float, random: np.random.Generator) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """The images of one step in portions that fit: rows, each one's weight in the loss, and the answers (n_images, n_classes) wanted."""
-    half = _PER_STEP // 2
+    half = PER_STEP // 2
     of_target = half // 2 if len(cases.right_target) else 0
     drawn = [_drawn(cases.wrong, half, random), _drawn(cases.right_target, of_target, random)]
     drawn.append(_drawn(cases.right_others, half - of_target, random))
@@ -97,7 +97,7 @@ def _batches(trials: Trials, cases: Cases, leave_alone: float, random: np.random
     weights = torch.full((len(rows),), leave_alone / half)
     weights[:half] = 1 / half
     *_, height, width = trials.images.shape
-    at_once = max(4, min(_PER_STEP, _PIXELS_AT_ONCE // (height * width)))
+    at_once = max(4, min(PER_STEP, _PIXELS_AT_ONCE // (height * width)))
     for start in range(0, len(rows), at_once):
         some = slice(start, start + at_once)
         yield rows[some], weights[some], wanted[some]

@@ -17,12 +17,13 @@ from filelock import FileLock, Timeout
 
 from neurflow_engine.access import using_workspace
 from neurflow_engine.config import AnalysisConfig
-from neurflow_engine.cost import predict
-from neurflow_engine.errors import DataError, InputError, NeurflowError, RunError
+from neurflow_engine.cost import predict_sweep
+from neurflow_engine.effort import DRAWS
+from neurflow_engine.errors import NeurflowError, RunError
 from neurflow_engine.evaluation import data_manifest, evaluate, model_manifest
 from neurflow_engine.executors import Died, Executor, Local, Needs
 from neurflow_engine.files import write_json, writing
-from neurflow_engine.misleading import DRAWS, find_misleading
+from neurflow_engine.misleading import find_misleading
 from neurflow_engine.pipeline import METHOD, analyze, method_settings, prepare
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS
@@ -30,10 +31,9 @@ from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Evaluation, Wor
 from neurflow_engine.survey import survey
 from neurflow_engine.sweep_marks import marks
 from neurflow_engine.sweep_result import ClassOutcome, ClassState, Flag, Interval, Sweep
+from neurflow_engine.targets import ALL, choose
 
 ATTEMPTS = 2  # at a class, before it counts as failed
-ALL, WORST = "all", "worst:"
-_DEBUG_MB = 500  # that debugging takes beyond an analysis, about
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def sweep(
             todo = _tasks(made, config, evaluation, workspace, draws)
             if todo:
                 survey(classifier, evaluation, image_set.root, layers, config.granularities, workspace, progress, config.workers)
-            needs = _needs(evaluation, config, [layer.name for layer in layers if layer.name != LOGITS], classifier.device.type)
+            needs = _needs(evaluation, todo, config, [layer.name for layer in layers if layer.name != LOGITS], classifier.device.type)
             del subject, classifier, anatomy  # the tasks load their own
             with progress.stage("classes", len(todo)) as tick:
                 for outcome in _outcomes(executor, todo, needs, progress.check):
@@ -111,29 +111,6 @@ def sweep(
     except Timeout:
         raise RunError(f"Sweep {folder.name} is being made by another process; wait for it or cancel it.") from None
     return Sweep(folder)
-
-
-def choose(evaluation: Evaluation, targets: str, index_of: Callable[[str], int]) -> list[int]:
-    """Indices of the classes that are meant, those asked for by name in the order given, else by index.
-
-    Raises:
-        DataError: a class does not exist; InputError: there is none, or no number behind ``worst:``.
-    """
-    table = evaluation.per_class()
-    if targets == ALL:
-        return list(range(len(evaluation.class_names)))
-    if targets.startswith(WORST):
-        number = targets.removeprefix(WORST)
-        if not number.isdecimal() or not int(number):
-            raise InputError(f"--targets {targets}: expected a number of classes from 1, e.g. {WORST}20.")
-        if table["false_positives"].isna().all():
-            raise DataError("No true class is known for these images, so no class is worse than another; name classes, or take all.")
-        worst = table.sort_values(["false_positives", "predicted_images"], ascending=False, kind="stable")
-        return [int(index) for index in worst["index"][: int(number)]]
-    names = list(dict.fromkeys(index_of(name.strip()) for name in targets.split(",") if name.strip()))
-    if not names:
-        raise InputError("--targets names no class; give names or indices separated by commas, all, or worst:20.")
-    return names
 
 
 def run_class(task: ClassTask) -> ClassOutcome:
@@ -216,10 +193,11 @@ def side_by_side(indices: Sequence[int], predictions: pd.DataFrame) -> list[int]
     return order
 
 
-def _needs(evaluation: Evaluation, config: AnalysisConfig, layers: Sequence[str], device: str) -> Needs:
+def _needs(evaluation: Evaluation, tasks: Sequence[ClassTask], config: AnalysisConfig, layers: Sequence[str], device: str) -> Needs:
     """What the largest of the tasks is expected to take."""
-    cost = predict(evaluation, config.max_images, layers, config.tau, config.top_k, config.granularities, config.memory_mb)
-    return Needs(cpus=max(1, min(4, (os.cpu_count() or 1) // 2)), gpus=int(device == "cuda"), memory_mb=cost.memory_mb + _DEBUG_MB)
+    settings = config.max_images, config.tau, config.top_k, config.granularities, config.memory_mb
+    cost = predict_sweep(evaluation, [task.index for task in tasks], layers, *settings)
+    return Needs(cpus=max(1, min(4, (os.cpu_count() or 1) // 2)), gpus=int(device == "cuda"), memory_mb=cost.memory_mb)
 
 
 def _outcomes(executor: Executor, tasks: Sequence[ClassTask], needs: Needs, check: Callable[[], object]):

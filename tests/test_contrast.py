@@ -8,7 +8,8 @@ import torch
 from nets import network
 from torch import nn
 
-from neurflow_engine.contrast import SCOPES, at_level, auc, direction
+from neurflow_engine.contrast import at_level, auc, direction
+from neurflow_engine.effort import SCOPES
 from neurflow_engine.records import Damping, Layer
 from neurflow_engine.replay import Replay
 from neurflow_engine.rows import Rows

@@ -2,7 +2,7 @@
 
 import pytest
 
-from neurflow_engine.cost import predict
+from neurflow_engine.cost import predict, predict_sweep
 
 LAYERS = ("layer4", "layer3", "layer2")
 
@@ -44,3 +44,30 @@ def test_more_work_costs_more(evaluation, more):
     usual = {"n_images": 40, "layers": LAYERS}
     assert predict(evaluation, **usual | more).seconds > predict(evaluation, **usual).seconds
     assert predict(evaluation, **usual | more).memory_mb >= predict(evaluation, **usual).memory_mb
+
+
+class TestOfASweep:
+    def test_what_all_share_is_counted_once(self, evaluation):
+        few, all_ = (predict_sweep(evaluation, range(n), LAYERS) for n in (2, 8))
+        assert few.survey_seconds == all_.survey_seconds > 0
+        assert few.n_patches == all_.n_patches == 59 * len(evaluation.predictions)
+        assert few.class_seconds == {index: all_.class_seconds[index] for index in range(2)}
+        assert all_.seconds == pytest.approx(all_.survey_seconds + sum(all_.class_seconds.values()))
+
+    def test_the_survey_is_as_large_as_it_says(self, evaluation):
+        channels = len(evaluation.class_names) + sum(place["n_channels"] for place in evaluation.places if place["name"] in LAYERS)
+        assert predict_sweep(evaluation, [0], LAYERS).survey_bytes == 4 * channels * 59 * len(evaluation.predictions)
+
+    def test_a_class_that_is_never_predicted_costs_nothing(self, evaluation, monkeypatch):
+        predictions = evaluation.predictions
+        monkeypatch.setattr(evaluation, "predictions", predictions[predictions["predicted"] != 3])
+        assert predict_sweep(evaluation, [3], LAYERS).class_seconds == {3: 0.0}
+
+    def test_wrong_images_and_more_draws_cost_more(self, evaluation, monkeypatch):
+        before = predict_sweep(evaluation, [0], LAYERS).class_seconds[0]
+        predictions = evaluation.predictions.copy()
+        predictions.loc[predictions.query("predicted != 0").index[:30], "predicted"] = 0
+        monkeypatch.setattr(evaluation, "predictions", predictions)
+        with_wrong = predict_sweep(evaluation, [0], LAYERS).class_seconds[0]
+        assert with_wrong > 1.5 * before
+        assert predict_sweep(evaluation, [0], LAYERS, draws=2000).class_seconds[0] > with_wrong

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 from test_shares import wilson
 
-from neurflow_engine import demo, misleading
+from neurflow_engine import demo
 from neurflow_engine.cases import COST, worth
 from neurflow_engine.debugging import Debugger
+from neurflow_engine.effort import ENOUGH_WRONG
 from neurflow_engine.errors import DataError
 from neurflow_engine.images import scan
 from neurflow_engine.layers import positions
@@ -299,10 +300,10 @@ class TestJudgement:
         assert re.search(reason, said), said
 
     def test_few_wrong_images_tell_nothing(self):
-        flagged, reason = judged(GOOD, n_wrong=misleading.ENOUGH_WRONG - 1)
+        flagged, reason = judged(GOOD, n_wrong=ENOUGH_WRONG - 1)
         assert not flagged
-        assert reason.startswith(f"Only {misleading.ENOUGH_WRONG - 1} images")
-        assert judged(GOOD, n_wrong=misleading.ENOUGH_WRONG)[0]
+        assert reason.startswith(f"Only {ENOUGH_WRONG - 1} images")
+        assert judged(GOOD, n_wrong=ENOUGH_WRONG)[0]
 
     def test_what_is_lost_counts_for_more_than_what_comes_back(self):
         outcome = {"recovered": 0.5, "clean_accuracy_change": 0.0, "target_recall_change": 0.0}

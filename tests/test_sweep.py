@@ -16,8 +16,9 @@ from neurflow_engine.errors import DataError, InputError
 from neurflow_engine.executors import NO_RAY, Local
 from neurflow_engine.progress import Cancelled, Silent
 from neurflow_engine.store import Workspace
-from neurflow_engine.sweep import ClassTask, choose, run_class, side_by_side, sweep
+from neurflow_engine.sweep import ClassTask, run_class, side_by_side, sweep
 from neurflow_engine.sweep_result import ClassOutcome, ClassState, Sweep, open_sweep, sweeps
+from neurflow_engine.targets import choose
 
 DRAWS = 10
 

@@ -9,6 +9,7 @@ from neurflow_engine import cost
 from neurflow_engine.config import AnalysisConfig
 from neurflow_engine.store import Evaluation
 from neurflow_engine.sweep_result import Sweep
+from neurflow_engine.targets import choose
 from pages.ui import cached, commands, session, show
 
 WHICH = ("All", "Worst", "Chosen")
@@ -56,17 +57,15 @@ def _form(evaluations: list[Evaluation], usual: str | None = None) -> None:
         evaluation = known[of]
         with middle:
             targets, title, count = _targets(evaluation)
-        price = cost.predict(
-            evaluation, AnalysisConfig.model_fields["max_images"].default, evaluation.default_layers(_DEPTH),
-            *(AnalysisConfig.model_fields[name].default for name in ("tau", "top_k", "granularities")),
-        )  # fmt: skip
+        price = cached.once(("price", evaluation.id, targets), lambda: _price(evaluation, targets))
         job = commands.latest("sweep", about=[*commands.flags_of(evaluation), str(evaluation.data_root)])
         right.button(
             "Start the sweep", key="start_sweep", type="primary", width="stretch", disabled=not targets,
             on_click=session.quietly(lambda: _start(evaluation, targets, title, price.memory_mb)),
         )  # fmt: skip
-        words = f"{count:,} class{'es' if count != 1 else ''}, about {show.duration(count * price.seconds)} to analyse one after the other"
-        st.caption(f"{words}; looking for what misleads comes on top." if targets else "Choose at least one class.")
+        words = f"{count:,} class{'es' if count != 1 else ''}, about {show.duration(price.seconds)} one after the other"
+        room = f"{price.memory_mb / 1024:.1f} GB of memory each, {price.survey_bytes / 1e9:.1f} GB on the disk for what they share"
+        st.caption(f"{words} · {room}" if targets else "Choose at least one class.")
         if job and not job.active:
             show.job_progress(job)
         elif job:
@@ -92,6 +91,13 @@ def _targets(evaluation: Evaluation) -> tuple[str, str, int]:
         )  # fmt: skip
         return ",".join(map(str, chosen)), f"Sweep {len(chosen)} class{'es' if len(chosen) != 1 else ''}", len(chosen)
     return "all", "Sweep all classes", predicted
+
+
+def _price(evaluation: Evaluation, targets: str) -> cost.SweepCost:
+    """What a sweep with the usual settings is expected to take."""
+    usual = {name: AnalysisConfig.model_fields[name].default for name in ("max_images", "tau", "top_k", "granularities", "memory_mb")}
+    indices = choose(evaluation, targets, int) if targets else ()
+    return cost.predict_sweep(evaluation, indices, evaluation.default_layers(_DEPTH), **usual)
 
 
 def _start(evaluation: Evaluation, targets: str, title: str, memory_mb: float) -> None:
