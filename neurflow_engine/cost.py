@@ -65,8 +65,8 @@ class SweepCost:
 
     @property
     def seconds(self) -> float:
-        """Of everything."""
-        return self.survey_seconds + sum(self.class_seconds.values())
+        """Of everything, with the start of the processes."""
+        return _FIXED + self.survey_seconds + sum(self.class_seconds.values())
 
 
 def predict(
