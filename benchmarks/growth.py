@@ -14,7 +14,6 @@ are finished, and rows that are there are not measured again.
 """
 
 import argparse
-import csv
 import json
 import random
 import shutil
@@ -25,7 +24,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.measuring import machine, measured, photos, table
+from benchmarks.measuring import keep, kept_rows, machine, measured, photos, table
 from neurflow_engine import demo
 from neurflow_engine.cost import predict
 from neurflow_engine.store import Evaluation, Workspace
@@ -33,9 +32,6 @@ from neurflow_engine.store import Evaluation, Workspace
 SMOKE = {"n": [4, 8], "tau": [2, 4], "depth": [1, 2], "base": [4, 4, 2]}
 FULL = {"n": [10, 50, 200, 1000], "tau": [4, 16, 64], "depth": [1, 3, 6], "base": [50, 16, 3]}
 AXES = ("n", "tau", "depth")
-KEPT = (
-    "model", "n", "tau", "depth", "layers", "patches", "predicted_s", "seconds", "stages_s", "cpu_s", "predicted_mb", "peak_mb", "stages",
-)  # fmt: skip
 COLUMNS = (
     "varied", "N", "tau", "depth", "patches", "predicted s", "measured s", "ratio", "in stages", "CPU s", "growth", "predicted MB",
     "measured MB", "ratio",
@@ -66,11 +62,11 @@ def main() -> None:
     model, kept = str(arguments.model), arguments.out / "growth.csv"
     with tempfile.TemporaryDirectory(dir=arguments.out.absolute()) as folder:
         for point in (point for points in series.values() for point in points):
-            if (model, *point.values()) not in read(kept):
-                append(kept, {"model": model} | point | run(point, arguments, others, Path(folder)))
+            if (model, *point.values()) not in kept_rows(kept, key):
+                keep(kept, {"model": model} | point | run(point, arguments, others, Path(folder)))
     print(machine())
     print(arguments.model)
-    print(table(COLUMNS, lines(series, read(kept), model)))
+    print(table(COLUMNS, lines(series, kept_rows(kept, key), model)))
 
 
 def run(point: dict[str, int], arguments: argparse.Namespace, others: Sequence[str], folder: Path) -> dict:
@@ -152,23 +148,9 @@ def gathered(data: Path | None, n: int, folder: Path) -> Path:
     return target
 
 
-def read(kept: Path) -> dict[tuple, dict]:
-    """Rows measured already, by (model, N, tau, depth)."""
-    if not kept.is_file():
-        return {}
-    with open(kept, newline="", encoding="utf-8") as file:
-        return {(row["model"], *(int(row[axis]) for axis in AXES)): row for row in csv.DictReader(file)}
-
-
-def append(kept: Path, row: dict) -> None:
-    """Keep a finished row."""
-    new = not kept.is_file()
-    with open(kept, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, KEPT, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(", ".join(f"{name} {row[name]}" for name in KEPT[1:-1]), flush=True)
+def key(row: dict) -> tuple:
+    """By what rows that are kept are told apart."""
+    return (row["model"], *(int(row[axis]) for axis in AXES))
 
 
 def lines(series: dict[str, list[dict]], rows: dict[tuple, dict], model: str) -> list[tuple]:

@@ -1,5 +1,6 @@
 """What the benchmarks share: what this machine is and can do, work counted, an analysis measured in a process of its own, plain tables."""
 
+import csv
 import json
 import os
 import subprocess
@@ -222,3 +223,22 @@ def photos(folder: Path, n: int) -> list[Path]:
     if not found:
         raise SystemExit(f"{folder} holds no photos ({', '.join(PHOTOS)})")
     return [found[place * len(found) // n] for place in range(n)] if n < len(found) else found
+
+
+def kept_rows(kept: Path, key: Callable[[dict], tuple]) -> dict[tuple, dict]:
+    """Rows that an earlier run of a benchmark measured, by what tells them apart; {} where there is no such file."""
+    if not kept.is_file():
+        return {}
+    with open(kept, newline="", encoding="utf-8") as file:
+        return {key(row): row for row in csv.DictReader(file)}
+
+
+def keep(kept: Path, row: dict) -> None:
+    """Add a finished row to a CSV file, and print it."""
+    new = not kept.is_file()
+    with open(kept, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)

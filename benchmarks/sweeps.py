@@ -13,14 +13,13 @@ FOLDER/sweeps.csv as they are finished, and rows that are there are not measured
 """
 
 import argparse
-import csv
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from benchmarks.measuring import PHOTOS, machine, measured, table
+from benchmarks.measuring import PHOTOS, keep, kept_rows, machine, measured, table
 from neurflow_engine import demo
 from neurflow_engine.cost import predict_sweep
 from neurflow_engine.store import Workspace
@@ -35,7 +34,6 @@ COLUMNS = (
     "varied", "classes", "images", "patches", "predicted s", "measured s", "ratio", "in classes", "rest", "growth", "survey MB predicted",
     "survey MB", "workspace MB",
 )  # fmt: skip
-KEPT = ("model", "how", *AXES, *COLUMNS[3:6], "in classes", "survey MB predicted", "survey MB", "workspace MB")
 
 
 def main() -> None:
@@ -56,11 +54,11 @@ def main() -> None:
     of, kept = (str(arguments.model), " ".join(others)), arguments.out / "sweeps.csv"
     with tempfile.TemporaryDirectory(dir=arguments.out.absolute()) as folder:
         for point in (point for points in series.values() for point in points):
-            if (*of, *point.values()) not in read(kept):
-                append(kept, dict(zip(("model", "how"), of, strict=True)) | point | run(point, arguments, others, Path(folder)))
+            if (*of, *point.values()) not in kept_rows(kept, key):
+                keep(kept, dict(zip(("model", "how"), of, strict=True)) | point | run(point, arguments, others, Path(folder)))
     print(machine())
     print(*of)
-    print(table(COLUMNS, lines(series, read(kept), of)))
+    print(table(COLUMNS, lines(series, kept_rows(kept, key), of)))
 
 
 def run(point: dict[str, int], arguments: argparse.Namespace, others: Sequence[str], folder: Path) -> dict:
@@ -119,23 +117,9 @@ def size(folder: Path) -> float:
     return sum(files.values()) / MB
 
 
-def read(kept: Path) -> dict[tuple, dict]:
-    """Rows measured already, by (model, other flags, classes, images)."""
-    if not kept.is_file():
-        return {}
-    with open(kept, newline="", encoding="utf-8") as file:
-        return {(row["model"], row["how"], *(int(row[axis]) for axis in AXES)): row for row in csv.DictReader(file)}
-
-
-def append(kept: Path, row: dict) -> None:
-    """Keep a finished row."""
-    new = not kept.is_file()
-    with open(kept, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, KEPT, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(", ".join(f"{name} {row[name]}" for name in KEPT[2:]), flush=True)
+def key(row: dict) -> tuple:
+    """By what rows that are kept are told apart."""
+    return (row["model"], row["how"], *(int(row[axis]) for axis in AXES))
 
 
 def lines(series: dict[str, list[dict]], rows: dict[tuple, dict], of: tuple[str, str]) -> list[tuple]:

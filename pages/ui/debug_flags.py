@@ -88,20 +88,26 @@ def cost(entry: dict) -> str:
     return show.points(entry["clean_accuracy_change"], *(entry["clean_accuracy_interval"] or (None, None)))
 
 
+def told(scene: Scene, group: str, more: str = "") -> str:
+    """A misleading group in one sentence with its figures, beside its pictures, as HTML; ``more``: words that follow."""
+    entry = scene.report.group(group)
+    return (
+        f'<div class="nf-row">{scene.strip(group, 4, 52)}<div class="nf-words nf-flag">'
+        f'<span style="color:{colours.text("adds")};font-weight:600">Misleading</span> <b>“{escape(scene.name(group))}”</b> '
+        f"({escape(entry['layer'])}, {entry['n_neurons']} neurons, {WAYS[entry['silencing']]}) brings back "
+        f"<b>{escape(recovered(entry))}</b> of {scene.report.json['n_reported']} wrong images · clean accuracy {escape(cost(entry))}"
+        f"{escape(more)}{judged(scene.verdicts.get(group))}</div></div>"
+    )
+
+
 def flag(scene: Scene, group: str) -> None:
     """One misleading group: pictures, a sentence with its figures, and what to do."""
-    entry, ceiling = scene.report.group(group), scene.report.json["ceiling"]
+    ceiling = scene.report.json["ceiling"]
     on, number = group in scene.silenced, scene.flagged.index(group)
     at_best = f" · at best {show.percent(ceiling['mean'])}{show.interval(ceiling['low'], ceiling['high'])} can come back" if ceiling else ""
     with st.container(border=True, key=f"flag_{number}"):
         words, buttons = show.split(f"flag_{number}", [12, 8], "center")
-        words.html(
-            f'<div class="nf-row">{scene.strip(group, 4, 52)}<div class="nf-words nf-flag">'
-            f'<span style="color:{colours.text("adds")};font-weight:600">Misleading</span> <b>“{escape(scene.name(group))}”</b> '
-            f"({escape(entry['layer'])}, {entry['n_neurons']} neurons, {WAYS[entry['silencing']]}) brings back "
-            f"<b>{escape(recovered(entry))}</b> of {scene.report.json['n_reported']} wrong images · clean accuracy {escape(cost(entry))}"
-            f"{escape(at_best)}{judged(scene.verdicts.get(group))}</div></div>"
-        )
+        words.html(told(scene, group, at_best))
         with buttons, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
             st.button(
                 "Silenced ✓" if on else "Silence", key=f"flagged_{group}", type="secondary" if on else "primary",

@@ -11,8 +11,7 @@ from neurflow_engine.errors import NeurflowError
 from neurflow_engine.records import LOGITS
 from neurflow_engine.shares import share_interval
 from neurflow_engine.sweep_result import ClassOutcome, ClassState, Mark
-from pages.ui import cached, colours, debug_flags, session, show
-from pages.ui.debug_scene import WAYS
+from pages.ui import cached, debug_flags, session, show
 from pages.ui.debug_scene import Scene as DebugScene
 from pages.ui.sweep_scene import Scene
 
@@ -44,7 +43,7 @@ def one_class(scene: Scene) -> None:
             if outcome.flags:
                 own = _debug_scene(scene, outcome)
                 for number, flag in enumerate(outcome.flags[:SHOWN]):
-                    _flag(own, outcome, flag.group, number)
+                    _flag(own, flag.group, number)
                 if len(outcome.flags) > SHOWN:
                     st.caption(f"{len(outcome.flags) - SHOWN} more misleading groups on the Debug page.")
             elif outcome.state == ClassState.DONE and outcome.report:
@@ -95,18 +94,11 @@ def _debug_scene(scene: Scene, outcome: ClassOutcome) -> DebugScene:
     return DebugScene(run, scene.evaluation, report, labels, verdicts)
 
 
-def _flag(own: DebugScene, outcome: ClassOutcome, group: str, number: int) -> None:
+def _flag(own: DebugScene, group: str, number: int) -> None:
     """One misleading group: pictures, its figures beside their controls, and its verdict."""
-    entry, name = own.report.group(group), own.name(group)
     with st.container(border=True, key=f"sweep_flag_{number}"):
         words, button = show.split(f"sweep_flag_{number}", [9, 2], "center")
-        words.html(
-            f'<div class="nf-row">{own.strip(group, 4, 52)}<div class="nf-words nf-flag">'
-            f'<span style="color:{colours.text("adds")};font-weight:600">Misleading</span> <b>“{escape(name)}”</b> '
-            f"({escape(entry['layer'])}, {entry['n_neurons']} neurons, {WAYS[entry['silencing']]}) brings back "
-            f"<b>{escape(debug_flags.recovered(entry))}</b> of {outcome.n_reported} wrong images · clean accuracy "
-            f"{escape(debug_flags.cost(entry))}{debug_flags.judged(own.verdicts.get(group))}</div></div>"
-        )
+        words.html(debug_flags.told(own, group))
         with button:
             debug_flags.verdict(own, group)
 
