@@ -123,7 +123,9 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON object")
-    common.add_argument("--workspace", type=Path, metavar="DIR", help="default: $NEURFLOW_WORKSPACE, else ~/.neurflow")
+    common.add_argument(
+        "--workspace", metavar="DIR|URL", help="default: $NEURFLOW_WORKSPACE, else ~/.neurflow; s3://, gs://, ... are shared"
+    )
     common.add_argument("--events", type=Path, help=argparse.SUPPRESS)  # progress as JSON lines, for jobs.py
     parser = _Parser(prog="python -m neurflow_engine", description="Find out why an image classifier is wrong.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
@@ -250,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--keep", type=_count, metavar="N", help="of prune: all but the newest N runs")
     runs.add_argument("--orphans", action="store_true", help="of prune: also evaluations of no run, what was never finished, ended jobs")
     runs.add_argument("--labelled", action="store_true", help="of prune: also runs about which people decided something")
+    runs.add_argument("--copies", action="store_true", help="of prune: also this machine's copies of what lies on a shared storage")
     runs.add_argument("--dry-run", action="store_true", help="of prune: only say what would go")
 
     backup = command("backup", _backup, "the whole workspace with its labels in one file; images and checkpoints stay where they are")
@@ -433,7 +436,7 @@ def _edits(arguments, workspace: Workspace, run: Run) -> "Edits":
 
     if not arguments.edited:
         return Edits(run.id)
-    with closing(EditStore.for_workspace(workspace.root)) as store:
+    with closing(EditStore.for_workspace(workspace.address)) as store:
         return store.of(run.id)
 
 
@@ -441,10 +444,10 @@ def _labels(workspace: Workspace, run: Run) -> dict[str, str]:
     """Names in force; a circuit without names is worth more than none, so a workspace without labels is no error."""
     from neurflow_engine.labels import LabelStore
 
-    if not workspace.root.is_dir():
+    if not workspace.exists:
         return {}
     try:
-        with closing(LabelStore.for_workspace(workspace.root)) as store:
+        with closing(LabelStore.for_workspace(workspace.address)) as store:
             return {group: label.text for group, label in store.for_run(run.id).items() if label.text}
     except WorkspaceError as error:
         print(f"The groups have no names here. {error}", file=sys.stderr)
@@ -496,10 +499,10 @@ def _labels_moved(arguments, workspace: Workspace, progress) -> tuple[dict, str]
         raise InputError(f"labels {arguments.action}: --in FILE goes with import, and import needs it.")
     if arguments.out and arguments.action != "export":
         raise InputError(f"labels {arguments.action}: --out goes with export.")
-    if not workspace.root.is_dir() and arguments.action != "import":
+    if not workspace.exists and arguments.action != "import":
         raise WorkspaceError(f"Workspace {workspace.root} does not exist, so it has no labels.")
     run = arguments.run and workspace.open_run(arguments.run).id
-    with closing(LabelStore.for_workspace(workspace.root)) as store:
+    with closing(LabelStore.for_workspace(workspace.address)) as store:
         if arguments.action == "import":
             return _imported(arguments, store, run)
         rows = store.export_rows(run and [run])
@@ -792,7 +795,7 @@ def _verdicts(workspace: Workspace, run: Run, report: DebugReport) -> dict[str, 
     from neurflow_engine.verdicts import VerdictStore
 
     try:
-        with closing(VerdictStore.for_workspace(workspace.root)) as store:
+        with closing(VerdictStore.for_workspace(workspace.address)) as store:
             return {group: verdict for group, verdict in store.for_run(run.id, report.id).items() if verdict.judgement}
     except WorkspaceError as error:
         print(f"The groups have no verdicts here. {error}", file=sys.stderr)
@@ -811,13 +814,20 @@ def _runs(arguments, workspace: Workspace, progress) -> tuple[dict, str]:
 
     found = inventory.take(workspace)
     if arguments.action == "list":
-        if arguments.run or arguments.older_than or arguments.keep is not None or arguments.orphans or arguments.dry_run:
+        if (
+            arguments.run
+            or arguments.older_than
+            or arguments.keep is not None
+            or arguments.orphans
+            or arguments.copies
+            or arguments.dry_run
+        ):
             raise InputError("runs list: takes no runs and no rules; these go with runs prune.")
         return _inventory_json(found), _inventory_text(found)
-    rules = (arguments.older_than, arguments.keep, arguments.orphans, arguments.labelled)
+    rules = (arguments.older_than, arguments.keep, arguments.orphans, arguments.labelled, arguments.copies)
     choice = inventory.choose(found, arguments.run, *rules)
     if not arguments.dry_run:
-        inventory.delete(choice.gone)
+        inventory.delete(choice.gone, workspace.remote)
     gone = [{"kind": holding.kind, "id": holding.id, "bytes": holding.bytes} for holding in choice.gone]
     result = {"schema": SCHEMA, "deleted": not arguments.dry_run, "bytes": choice.bytes, "gone": gone, "spared": choice.spared}
     lines = [f"{holding.kind} {holding.id}, {in_words(holding.bytes)}, {holding.age.days} days old" for holding in choice.gone]
@@ -837,7 +847,7 @@ def _inventory_json(found: "Inventory") -> dict:
     orphans = [told(holding) | {"kind": holding.kind} for holding in found.orphans()]
     return {
         "schema": SCHEMA,
-        "workspace": str(found.root),
+        "workspace": found.address,
         "bytes": found.bytes,
         "free": found.free,
         "runs": runs,
@@ -862,7 +872,7 @@ def _inventory_text(found: "Inventory") -> str:
     lines.append(
         f"{len(orphans)} things that nothing needs take {in_words(sum(holding.bytes for holding in orphans))} (runs prune --orphans)"
     )
-    lines.append(f"{found.root} takes {in_words(found.bytes)}, {in_words(found.free)} are free")
+    lines.append(found.sentence.rstrip("."))
     return "\n".join(lines)
 
 
@@ -911,7 +921,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logs.event(
                 "job began", job=arguments.events.parent.name, command=arguments.command, run=named if isinstance(named, str) else None
             )
-        with using_workspace(workspace.root):
+        with using_workspace(workspace.address):
             result, text, *code = arguments.work(arguments, workspace, progress)  # a third value is an exit code
         print(json.dumps(result, ensure_ascii=False, allow_nan=False) if arguments.json else text, flush=True)
         return _ended(progress, *(code or [DONE]), "done", None)

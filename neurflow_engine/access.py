@@ -13,6 +13,7 @@ from pathlib import Path
 
 from neurflow_engine import demo
 from neurflow_engine.errors import AccessError, InputError
+from neurflow_engine.remote import is_url, mirror_of
 
 ROOTS = "NEURFLOW_ROOTS"  # folders that may be read, separated as in PATH; not set: all that the user of this computer may read
 WORKSPACE = "NEURFLOW_WORKSPACE"
@@ -24,16 +25,21 @@ LONGEST_NAME = 200  # characters of the name that somebody signs in with
 # folders
 
 
-def workspace_root() -> Path:
-    """The workspace where none is named: NEURFLOW_WORKSPACE, else ``~/.neurflow``."""
-    return absolute(os.environ.get(WORKSPACE) or Path.home() / ".neurflow")
+def workspace_address() -> str:
+    """The workspace where none is named, a folder or a URL: NEURFLOW_WORKSPACE, else ``~/.neurflow``."""
+    return os.environ.get(WORKSPACE) or str(Path.home() / ".neurflow")
+
+
+def workspace_folder(address: Path | str) -> Path:
+    """The folder of this machine that a workspace is, or is mirrored in; raises InputError for what can be no path."""
+    return mirror_of(str(address)) if is_url(address) else absolute(address)
 
 
 @contextmanager
-def using_workspace(root: Path) -> Iterator[None]:
-    """Makes a workspace the default one, for this process and those that it starts."""
+def using_workspace(address: str) -> Iterator[None]:
+    """Makes a workspace, a folder or a URL, the default one, for this process and those that it starts."""
     before = os.environ.get(WORKSPACE)
-    os.environ[WORKSPACE] = str(root)
+    os.environ[WORKSPACE] = str(address)
     try:
         yield
     finally:
@@ -81,7 +87,7 @@ def check_readable(path: Path | str, what: str) -> None:
 
 def _own() -> Iterator[Path]:
     """What the product itself writes images to, and its own model."""
-    workspace = Path(os.path.realpath(workspace_root()))
+    workspace = Path(os.path.realpath(workspace_folder(workspace_address())))
     yield from (workspace / "demo", workspace / "uploads", Path(os.path.realpath(demo.MODEL_FOLDER)))
 
 

@@ -30,7 +30,7 @@ from neurflow_engine.labels import LabelStore
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.proposals import ProposalStore
 from neurflow_engine.sql_store import DATABASE, SqlStore
-from neurflow_engine.store import MANIFEST, Draft, Workspace
+from neurflow_engine.store import MANIFEST, Workspace
 from neurflow_engine.verdicts import VerdictStore
 
 SCHEMA = 1
@@ -53,9 +53,9 @@ def back_up(workspace: Workspace, out: Path, progress: Progress | None = None) -
         WorkspaceError: there is no workspace, the file cannot be written, or something was deleted while it was copied.
     """
     progress, out = progress or Silent(), out.absolute()
-    if not workspace.root.is_dir():
+    if not workspace.exists:
         raise WorkspaceError(f"Workspace {workspace.root} does not exist, so there is nothing to back up.")
-    files = list(_worth_keeping(workspace.root))
+    files = list(_worth_keeping(workspace))
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     index: dict[str, list] = {}
     try:
@@ -84,7 +84,7 @@ def back_up(workspace: Workspace, out: Path, progress: Progress | None = None) -
 
 
 def restore(file: Path, workspace: Workspace, progress: Progress | None = None) -> dict:
-    """Make a workspace of a backup, in a folder that holds none yet; a damaged or manipulated archive leaves nothing behind.
+    """Make a workspace of a backup, in a folder or at a URL that holds none yet; a damaged or manipulated archive leaves nothing behind.
 
     Labels go to ``NEURFLOW_DATABASE_URL`` where it is set, which must hold none yet, else into the folder.
 
@@ -96,8 +96,9 @@ def restore(file: Path, workspace: Workspace, progress: Progress | None = None) 
         the disk has no room.
     """
     progress, root = progress or Silent(), workspace.root
-    if taken := next((name for name in (*FOLDERS, DATABASE) if _is_taken(root / name)), None):
-        raise WorkspaceError(f"{root} holds a workspace already ({taken}); name a new folder with --workspace to restore to.")
+    here = (name for name in (*FOLDERS, DATABASE) if _is_taken(root / name))
+    if taken := next(iter(workspace.remote.listing()) if workspace.remote else here, None):
+        raise WorkspaceError(f"{workspace.address} holds a workspace already ({taken}); name a new one with --workspace to restore to.")
     place = root / _RESTORING
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -107,27 +108,29 @@ def restore(file: Path, workspace: Workspace, progress: Progress | None = None) 
             with progress.stage("files"):
                 files = _unpack(file, place)
             if (place / DATABASE).is_file():
-                _move_in(place / DATABASE, root)
+                _move_in(place / DATABASE, workspace)
             for folder in FOLDERS:
                 if (place / folder).is_dir():
                     (root / folder).mkdir(exist_ok=True)
                     for entry in (place / folder).iterdir():
-                        os.replace(entry, root / folder / entry.name)
+                        if workspace.remote and folder != REPLIES:
+                            workspace.remote.publish(entry, folder, entry.name)
+                        else:
+                            os.replace(entry, root / folder / entry.name)
         finally:
             shutil.rmtree(place, ignore_errors=True)
-    return {"schema": SCHEMA, "workspace": str(root), "runs": len(workspace.runs()), "files": files}
+    return {"schema": SCHEMA, "workspace": workspace.address, "runs": len(workspace.runs()), "files": files}
 
 
 # writing
 
 
-def _worth_keeping(root: Path) -> Iterator[Path]:
+def _worth_keeping(workspace: Workspace) -> Iterator[Path]:
     """The files of everything that is whole, and kept replies."""
     for kind in FOLDERS[:-1]:
-        for manifest in sorted(root.glob(f"{kind}/*/{MANIFEST}")):
-            if manifest.parent.suffix != Draft.SUFFIX:
-                yield from (path for path in sorted(manifest.parent.rglob("*")) if path.is_file() and not path.is_symlink())
-    yield from sorted(root.glob(f"{REPLIES}/*.json"))
+        for folder in sorted(workspace.whole(kind)):
+            yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+    yield from sorted(workspace.root.glob(f"{REPLIES}/*.json"))
 
 
 def _add(archive: tarfile.TarFile, name: str, path: Path) -> list:
@@ -162,9 +165,9 @@ class _Hashing:
 
 def _snapshot(workspace: Workspace, copy: Path) -> bool:
     """The database as it stands at one moment, as a SQLite file; False where there is none."""
-    if not os.environ.get("NEURFLOW_DATABASE_URL") and not (workspace.root / DATABASE).is_file():
+    if not (os.environ.get("NEURFLOW_DATABASE_URL") or workspace.remote or (workspace.root / DATABASE).is_file()):
         return False
-    with closing(LabelStore.for_workspace(workspace.root)) as store:
+    with closing(LabelStore.for_workspace(workspace.address)) as store:
         path = store.path
     if path:  # SQLite copies itself, all tables at one moment
         try:
@@ -174,7 +177,7 @@ def _snapshot(workspace: Workspace, copy: Path) -> bool:
             raise WorkspaceError(f"The database {path} cannot be backed up: {error}; check that it is whole.") from None
         return True
     for kind in STORES:
-        with closing(kind.for_workspace(workspace.root)) as store, closing(kind(_url(copy))) as target:
+        with closing(kind.for_workspace(workspace.address)) as store, closing(kind(_url(copy))) as target:
             store.copy_to(target)
     return True
 
@@ -251,7 +254,7 @@ def _compare(found: dict[str, list], content: bytes, file: Path) -> None:
         raise InputError(f"{file} is damaged: {wrong[0][:80]!r} is not as it was when the backup was made; nothing was restored.")
 
 
-def _move_in(database: Path, root: Path) -> None:
+def _move_in(database: Path, workspace: Workspace) -> None:
     """Give the workspace its database: the file itself, or its rows, where labels live on a server."""
     with closing(sqlite3.connect(database)) as connection:
         try:
@@ -261,9 +264,9 @@ def _move_in(database: Path, root: Path) -> None:
             whole, active = False, 0
     if not whole or active:
         raise InputError(f"{DATABASE} of the backup is damaged or holds triggers, which no backup does; nothing was restored.")
-    if not os.environ.get("NEURFLOW_DATABASE_URL"):
-        os.replace(database, root / DATABASE)
+    if not (os.environ.get("NEURFLOW_DATABASE_URL") or workspace.remote):
+        os.replace(database, workspace.root / DATABASE)
         return
     for kind in STORES:
-        with closing(kind(_url(database))) as source, closing(kind.for_workspace(root)) as target:
+        with closing(kind(_url(database))) as source, closing(kind.for_workspace(workspace.address)) as target:
             source.copy_to(target)

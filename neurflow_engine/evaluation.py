@@ -23,7 +23,7 @@ from neurflow_engine.models import Classifier, load_classifier
 from neurflow_engine.progress import Progress
 from neurflow_engine.records import LOGITS, ImageSet
 from neurflow_engine.speed import Speed, measure
-from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Run, Workspace, now
+from neurflow_engine.store import SCHEMA, Draft, Evaluation, Run, Workspace, now
 from neurflow_engine.tracing import Place, record
 
 _TOP = 5  # classes that are kept of a prediction
@@ -41,7 +41,7 @@ def evaluate(
     key = "\n".join(["with speed", classifier.fingerprint, image_set.fingerprint, *classifier.class_names, image_set.label_rule])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     folder = workspace.evaluation_folder(fingerprint[:16])
-    if not (folder / MANIFEST).is_file():
+    if not workspace.has(folder):
         with workspace.draft(folder, fingerprint, while_waiting=progress.check) as draft:
             if not draft.is_published:
                 _build(draft, classifier, anatomy, image_set, progress, workers)

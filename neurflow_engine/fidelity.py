@@ -361,7 +361,7 @@ def check(
     key = json.dumps([SCHEMA, METHOD, run.manifest["fingerprint"], draws, seed, refine])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     folder = workspace.fidelity_folder(f"{run.id}-{fingerprint[:10]}")
-    if not (folder / MANIFEST).is_file():
+    if not workspace.has(folder):
         with workspace.draft(folder, fingerprint) as draft:
             if not draft.is_published:
                 report = _report(run, workspace, draft, progress, device, draws, seed, refine)

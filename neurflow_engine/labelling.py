@@ -78,7 +78,10 @@ def label_run(
         except Timeout:
             raise RunError(f"Run {run.id} is being labelled by another process; wait for it or cancel it.") from None
     try:
-        with closing(LabelStore.for_workspace(workspace.root)) as labels, closing(ProposalStore.for_workspace(workspace.root)) as store:
+        with (
+            closing(LabelStore.for_workspace(workspace.address)) as labels,
+            closing(ProposalStore.for_workspace(workspace.address)) as store,
+        ):
             asker = llm and LanguageModel(llm, cache, settings.again)
             return asyncio.run(_Labelling(run, settings, llm, asker, labels, store, progress or Silent()).work())
     finally:
@@ -91,7 +94,7 @@ def estimate(run: Run, workspace: Workspace, settings: LabellingSettings, llm: L
     Repairs of unusable replies come on top. Tokens of questions are corrected by what the model counted for earlier ones.
     """
     llm = None if settings.offline else llm
-    with closing(LabelStore.for_workspace(workspace.root)) as labels, closing(ProposalStore.for_workspace(workspace.root)) as store:
+    with closing(LabelStore.for_workspace(workspace.address)) as labels, closing(ProposalStore.for_workspace(workspace.address)) as store:
         asker = llm and Estimator(Cache(workspace.root / "llm"), settings.again)
         summary = asyncio.run(_Labelling(run, settings, llm, asker, labels, store, Silent(), dry=True).work())
     kept = ("schema", "run", "model", "scorer", "host", "groups", "requests", "cached", "tokens_in", "tokens_out", "cost", "currency")

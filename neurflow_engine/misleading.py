@@ -33,7 +33,7 @@ from neurflow_engine.layers import Anatomy, examine, positions
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import LOGITS, Damping, Filling, ImageSet, Layer, NeuronGroup, Silencer
 from neurflow_engine.shares import holm, share_interval
-from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Draft, Run, Workspace, now
+from neurflow_engine.store import SCHEMA, DebugReport, Draft, Run, Workspace, now
 from neurflow_engine.survey import Survey, find
 from neurflow_engine.tracing import folded, record
 from neurflow_engine.trials import Trials, pooled_outputs
@@ -94,7 +94,7 @@ def find_misleading(
     key = json.dumps([SCHEMA, DebugReport.METHOD, run.manifest["fingerprint"], image_set.fingerprint, draws, seed])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     folder = workspace.debug_folder(f"{run.id}-{fingerprint[:10]}")
-    if not (folder / MANIFEST).is_file():
+    if not workspace.has(folder):
         channels, size = classifier.preprocessing.in_chans, classifier.preprocessing.input_size
         anatomy = examine(classifier, (channels, *size))
         evaluation = evaluate(classifier, anatomy, image_set, workspace, progress, workers)

@@ -40,7 +40,7 @@ from neurflow_engine.models import Classifier, load_classifier
 from neurflow_engine.progress import Progress, Silent
 from neurflow_engine.records import ImageSet, Layer, Neuron, NeuronGroup, ProbeImage
 from neurflow_engine.rows import Rows
-from neurflow_engine.store import MANIFEST, SCHEMA, Draft, Evaluation, Run, Workspace, now
+from neurflow_engine.store import SCHEMA, Draft, Evaluation, Run, Workspace, now
 from neurflow_engine.survey import Survey, find
 from neurflow_engine.tracing import folded
 
@@ -88,12 +88,12 @@ def analyze(config: AnalysisConfig, workspace: Workspace, out: Path | None = Non
     fingerprint = _fingerprint(config, subject, target, layers, mixed)
     run_id = f"{_slug(classifier.class_names[target])}-{fingerprint[:10]}"
     folder = Path(out).absolute() if out else workspace.run_folder(run_id)
-    if _is_finished(folder, fingerprint):
+    if _is_finished(workspace, folder, fingerprint):
         return Run(folder)
     evaluation = evaluate(classifier, subject.anatomy, subject.image_set, workspace, progress, config.workers)
     probe = probe_images(evaluation, target, config.max_images, config.seed)
     with workspace.draft(folder, fingerprint) as draft:
-        if not _is_finished(folder, fingerprint):
+        if not _is_finished(workspace, folder, fingerprint):
             analysis = _Analysis(config, subject, target, layers, probe, mixed, draft, progress)
             shared = find(workspace, evaluation, [layer.name for layer in layers], config.granularities)
             with enough_memory():
@@ -329,13 +329,15 @@ class _Analysis:
 
 
 def _known_activations(workspace: Workspace, survey_key: str, layers: Sequence[Layer]) -> dict[str, Path]:
-    """Activations that a finished run found on the same patches of the same images, by layer: they need not be computed again."""
+    """Activations that a finished run of this machine found on the same patches of the same images, by layer: they need not be computed
+    again."""
     found: dict[str, Path] = {}
-    for summary in workspace.runs():
-        run = Run(summary.folder)
-        if run.manifest.get("survey") == survey_key:
-            found |= {layer.name: run.activations_file(layer.name) for layer in layers if layer.name in run.layers}
-    return {name: path for name, path in found.items() if path.is_file()}
+    for folder, manifest in workspace.manifests("runs"):
+        if manifest.get("schema") == SCHEMA and manifest.get("survey") == survey_key:
+            run = Run(folder, manifest)
+            files = {layer.name: run.activations_file(layer.name) for layer in layers if layer.name in run.layers}
+            found |= {name: path for name, path in files.items() if path.is_file()}
+    return found
 
 
 def method_settings(config: AnalysisConfig) -> dict:
@@ -358,8 +360,8 @@ def _fingerprint(config: AnalysisConfig, subject: Subject, target: int, layers: 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _is_finished(folder: Path, fingerprint: str) -> bool:
-    if (folder / MANIFEST).is_file():
+def _is_finished(workspace: Workspace, folder: Path, fingerprint: str) -> bool:
+    if workspace.has(folder):
         if Run(folder).manifest["fingerprint"] == fingerprint:
             return True
         raise RunError(f"{folder} holds another finished run ({Run(folder).id}); choose another --out or delete it.")

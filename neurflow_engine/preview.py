@@ -77,7 +77,7 @@ def preview(
     key = [SCHEMA, run.manifest["fingerprint"], report and report.id, sorted(group_ids), str(Path(image_set.root).absolute())]
     fingerprint = hashlib.sha256(json.dumps([*key, image_set.fingerprint, image_set.label_rule]).encode()).hexdigest()
     folder = workspace.preview_folder(f"{run.id}-{fingerprint[:10]}")
-    if not (folder / MANIFEST).is_file():
+    if not workspace.has(folder):
         with workspace.draft(folder, fingerprint, while_waiting=progress.check) as draft:
             if not draft.is_published:
                 about = {

@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from neurflow_engine import migrations
 from neurflow_engine.errors import InputError, NeurflowError, WorkspaceError
+from neurflow_engine.remote import is_url
 
 DATABASE = "labels.sqlite"  # of a workspace, where no other is set
 MAX_LENGTH = 120  # characters of a text or an author's name
@@ -141,18 +142,27 @@ class SqlStore:
             migrations.prepare(self._engine, self.metadata)
 
     @classmethod
-    def for_workspace(cls, folder: Path | str) -> Self:
-        """The store of a workspace: ``NEURFLOW_DATABASE_URL`` where it is set, else ``labels.sqlite`` in the folder."""
-        url = os.environ.get("NEURFLOW_DATABASE_URL")
+    def for_workspace(cls, address: Path | str) -> Self:
+        """The store of a workspace: ``NEURFLOW_DATABASE_URL`` where it is set, else ``labels.sqlite`` in its folder.
+
+        A workspace at a URL has none in a folder: what people say on one machine would be hidden from the others.
+        """
+        url = os.environ.get("NEURFLOW_DATABASE_URL", "")
+        if is_url(address) and (not url or url.startswith("sqlite")):
+            raise WorkspaceError(
+                f"Workspace {address} is shared by several machines, so its labels need a database that all of them reach, and "
+                f"{'NEURFLOW_DATABASE_URL names a file of this one' if url else 'NEURFLOW_DATABASE_URL is not set'}; "
+                "set it to e.g. postgresql://user@host/database."
+            )
         if url:
             return cls(url)
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(address).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WorkspaceError(
-                f"The workspace {folder} cannot be created: {error.strerror}; choose a folder that can be written."
+                f"The workspace {address} cannot be created: {error.strerror}; choose a folder that can be written."
             ) from None
-        return cls(sql.URL.create("sqlite", database=str(Path(folder) / DATABASE)))
+        return cls(sql.URL.create("sqlite", database=str(Path(address) / DATABASE)))
 
     def close(self) -> None:
         """Let go of the database's connections; the store may be used again."""

@@ -1,4 +1,4 @@
-"""Runs, evaluations and debug reports on disk, under one workspace folder. Imports neither torch nor timm.
+"""Runs, evaluations and debug reports on disk, under one workspace folder, shared through a URL or not. Imports neither torch nor timm.
 
 In: records, arrays, tables. Out: folders of Parquet, npy, JSON and JPEG files that are either whole or recognised as unfinished: work in
 progress lies in ``NAME.partial`` with a list of its finished stages, and takes its final name, in one rename, when all of it is there.
@@ -23,15 +23,15 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
-from neurflow_engine.access import absolute, check_readable, workspace_root
+from neurflow_engine.access import absolute, check_readable, workspace_address, workspace_folder
 from neurflow_engine.errors import InputError, RunError, WorkspaceError, near_matches
 from neurflow_engine.files import read_json, write_json, writing
 from neurflow_engine.records import Circuit, Damping, Edge, Layer, Neuron, NeuronGroup, Patch, ProbeImage, Silencer, SkippedFile
+from neurflow_engine.remote import GROWING, MANIFEST, Remote, is_url, remote_of
 from neurflow_engine.rows import Rows
 from neurflow_engine.silencer_file import read as read_silencers
 
 SCHEMA = 1  # of run folders and of the JSON on stdout
-MANIFEST = "manifest.json"
 _STAGES = "stages.json"
 _NOTE_EVERY = 2.0  # seconds between two notes of how far a stage is
 _CIRCUIT_TABLES = {"images": ProbeImage, "patches": Patch, "neurons": Neuron, "groups": NeuronGroup, "edges": Edge}
@@ -45,9 +45,13 @@ class Draft:
     SUFFIX = ".partial"  # of its folder, until it is published
     WORK = "work"  # sub-folder for what only later stages need; gone when the draft is published
 
-    def __init__(self, final: Path, fingerprint: str):
-        """``fingerprint`` says what is being built: remains of something else are deleted, so that they are never taken for its own."""
-        self.final = final
+    def __init__(self, final: Path, fingerprint: str, remote: Remote | None = None):
+        """
+        Args:
+            fingerprint: says what is being built: remains of something else are deleted, so that they are never taken for its own.
+            remote: where it is published as well.
+        """
+        self.final, self._remote = final, remote
         self.folder = final.with_name(final.name + self.SUFFIX)
         self._fingerprint = fingerprint
         known = read_json(self.folder / _STAGES) if (self.folder / _STAGES).is_file() else {}
@@ -147,10 +151,20 @@ class Draft:
             table.to_parquet(self.folder / f"{name}.parquet")
 
     def publish(self, manifest: dict) -> Path:
-        """Write the manifest and give the folder its final name; only then is what earlier stages left for later ones deleted."""
+        """Write the manifest and give the folder its final name; only then is what earlier stages left for later ones deleted.
+
+        On a shared workspace all of it lies there before it has that name here: after a crash in between it is only sent again.
+        """
         write_json(self.folder / MANIFEST, manifest)
+        if self._remote:
+            self._remote.publish(self.folder, self.final.parent.name, self.final.name, without=(self.WORK, _STAGES))
         with writing(self.final.parent):
-            os.replace(self.folder, self.final)
+            try:
+                os.replace(self.folder, self.final)
+            except OSError:
+                if not self.is_published:  # another machine made the same meanwhile, and somebody looked at it here
+                    raise
+                shutil.rmtree(self.folder)
         shutil.rmtree(self.final / self.WORK, ignore_errors=True)
         with suppress(OSError):
             (self.final / _STAGES).unlink(missing_ok=True)
@@ -183,12 +197,15 @@ class RunSummary:
 class Run:
     """A finished run: a self-contained folder, read when something in it is asked for."""
 
-    def __init__(self, folder: Path):
-        """Raises RunError when the folder holds no whole run of a schema this version can read."""
+    def __init__(self, folder: Path, manifest: dict | None = None):
+        """``manifest``: where it is known; its files may then be elsewhere yet, and are not needed for ``summary``.
+
+        Raises RunError when the folder holds no whole run of a schema this version can read.
+        """
         self.folder = Path(folder)
-        if not (self.folder / MANIFEST).is_file():
+        if manifest is None and not (self.folder / MANIFEST).is_file():
             raise RunError(f"{self.folder} is not a finished run (it has no {MANIFEST}); start the same analysis again to finish it.")
-        self.manifest = read_json(self.folder / MANIFEST)
+        self.manifest = manifest or read_json(self.folder / MANIFEST)
         if self.manifest.get("schema") != SCHEMA:
             raise RunError(
                 f"Run {self.folder.name} has schema {self.manifest.get('schema')!r}, this version reads {SCHEMA}; run the analysis again."
@@ -388,11 +405,28 @@ class DebugReport:
 
 
 class Workspace:
-    """The folder that keeps runs, evaluations, debug reports, jobs and labels."""
+    """The folder that keeps runs, evaluations, debug reports, jobs and labels.
 
-    def __init__(self, root: Path | str | None = None):
-        """``root``: default is the environment variable NEURFLOW_WORKSPACE, else ``~/.neurflow``."""
-        self.root = absolute(root or workspace_root())
+    Where its address is a URL, runs, reports and the like lie there, ``root`` is this machine's mirror of it, and labels need a database
+    that all machines reach. Jobs, uploads and logs are each machine's own.
+    """
+
+    def __init__(self, address: Path | str | None = None, patience: float = 0.0):
+        """
+        Args:
+            address: a folder or a URL; default is the environment variable NEURFLOW_WORKSPACE, else ``~/.neurflow``.
+            patience: seconds that it may take until what other machines publish or delete at the URL shows.
+        """
+        address = address or workspace_address()
+        self.root = workspace_folder(address)
+        self.address = str(address) if is_url(address) else str(self.root)  # what another process has to be told
+        self.remote = remote_of(self.address) if is_url(address) else None
+        self.patience = patience
+
+    @property
+    def exists(self) -> bool:
+        """Whether there can be anything in it."""
+        return self.remote is not None or self.root.is_dir()
 
     @property
     def demo_folder(self) -> Path:
@@ -425,12 +459,34 @@ class Workspace:
     def sweep_folder(self, sweep_id: str) -> Path:
         return self.root / "sweeps" / sweep_id
 
+    def has(self, folder: Path) -> bool:
+        """Whether one of its folders is whole; on a shared workspace it is then brought here, if it is not here yet."""
+        if self.remote and folder.parent.parent == self.root:
+            return self.remote.bring(folder.parent.name, folder.name, self.patience)
+        return (folder / MANIFEST).is_file()
+
+    def manifests(self, kind: str) -> Iterator[tuple[Path, dict]]:
+        """All whole folders of a kind with their manifests; those of a shared one may not be here yet, damaged ones are passed over."""
+        if self.remote:
+            for name, entry in self.remote.entries(kind, self.patience).items():
+                yield self.root / kind / name, entry["manifest"]
+            return
+        for folder in self.whole(kind):
+            with suppress(InputError):
+                yield folder, read_json(folder / MANIFEST)
+
+    def changed(self, kind: str) -> float | tuple:
+        """Something that is another one whenever something of a kind was added or deleted."""
+        folder = self.root / kind
+        at = folder.stat().st_mtime if folder.is_dir() else 0.0
+        return (at, hash(frozenset(self.remote.listing(self.patience).get(kind, {}).items()))) if self.remote else at
+
     def runs(self) -> list[RunSummary]:
         """All whole runs, newest first; unfinished and unreadable folders are passed over."""
         found = []
-        for folder in self._whole("runs"):
+        for folder, manifest in self.manifests("runs"):
             with suppress(InputError, KeyError, ValueError):
-                found.append(Run(folder).summary)
+                found.append(Run(folder, manifest).summary)
         return sorted(found, key=lambda run: run.created, reverse=True)
 
     def open_run(self, run: str | Path) -> Run:
@@ -449,54 +505,53 @@ class Workspace:
     def run(self, run_id: str) -> Run:
         """A run by its id alone, which may come from anywhere; raises RunError with near matches."""
         if is_name(run_id):
-            if self.run_folder(run_id).is_dir():
+            if self._is_there(self.run_folder(run_id)):
                 return Run(self.run_folder(run_id))
             if self.run_folder(f"{run_id}{Draft.SUFFIX}").is_dir():
                 raise RunError(f"Run {run_id} is not finished; start the same analysis again to finish it.")
-        known = [folder.name for folder in self._whole("runs")]
+        known = [folder.name for folder, _ in self.manifests("runs")]
         raise RunError(
-            f"There is no run {_brief(run_id)} in {self.root}.{near_matches(run_id[:80], known) or f' It holds {len(known)} runs.'}"
+            f"There is no run {_brief(run_id)} in {self.address}.{near_matches(run_id[:80], known) or f' It holds {len(known)} runs.'}"
         )
 
     def evaluations(self) -> list[Evaluation]:
         """All whole evaluations, newest first."""
         found = []
-        for folder in self._whole("evaluations"):
+        for folder in self.whole("evaluations"):
             with suppress(InputError, KeyError, ValueError):
                 found.append(Evaluation(folder))
         return sorted(found, key=lambda evaluation: evaluation.created, reverse=True)
 
     def open_evaluation(self, evaluation_id: str) -> Evaluation:
         """An evaluation by its id; raises RunError."""
-        if not is_name(evaluation_id) or not self.evaluation_folder(evaluation_id).is_dir():
-            raise RunError(f"There is no evaluation {_brief(evaluation_id)} in {self.root}.")
+        if not is_name(evaluation_id) or not self._is_there(self.evaluation_folder(evaluation_id)):
+            raise RunError(f"There is no evaluation {_brief(evaluation_id)} in {self.address}.")
         return Evaluation(self.evaluation_folder(evaluation_id))
 
     def debug_reports(self, run_id: str) -> list[DebugReport]:
         """Finished debug reports of a run, newest first; those of another version are passed over."""
         found = []
-        for folder in self._whole("debug"):
-            if folder.name.startswith(run_id):  # a sweep leaves one for each class, and they are long
-                with suppress(InputError):
-                    found.append(DebugReport(folder))
+        for folder in self.whole("debug", run_id):  # a sweep leaves one for each class, and they are long
+            with suppress(InputError):
+                found.append(DebugReport(folder))
         reports = [report for report in found if report.json["run"] == run_id]
         return sorted(reports, key=lambda report: report.json["created"], reverse=True)
 
     def open_debug_report(self, report_id: str) -> DebugReport:
         """A debug report by its id; raises RunError."""
-        if not is_name(report_id) or not self.debug_folder(report_id).is_dir():
-            raise RunError(f"There is no debug report {_brief(report_id)} in {self.root}.")
+        if not is_name(report_id) or not self._is_there(self.debug_folder(report_id)):
+            raise RunError(f"There is no debug report {_brief(report_id)} in {self.address}.")
         return DebugReport(self.debug_folder(report_id))
 
     def fidelity_reports(self, run_id: str | None = None) -> list[dict]:
         """Finished fidelity reports of a run, or of all, newest first: the JSON of ``fidelity RUN --json``."""
-        reports = [read_json(folder / MANIFEST) for folder in self._whole("fidelity")]
+        reports = [read_json(folder / MANIFEST) for folder in self.whole("fidelity")]
         own = (report for report in reports if run_id in (None, report["run"]))
         return sorted(own, key=lambda report: report["created"], reverse=True)
 
     def previews(self, run_id: str) -> list[dict]:
         """Finished fix previews of a run, newest first: the JSON of ``preview RUN --json``."""
-        previews = [read_json(folder / MANIFEST) for folder in self._whole("previews")]
+        previews = [read_json(folder / MANIFEST) for folder in self.whole("previews")]
         return sorted((preview for preview in previews if preview["run"] == run_id), key=lambda preview: preview["created"], reverse=True)
 
     @contextmanager
@@ -521,18 +576,28 @@ class Workspace:
                         raise RunError(f"{final.name} is being computed by another process; wait for it or cancel it.") from None
                     while_waiting()
         try:
-            yield Draft(final, fingerprint)
+            yield Draft(final, fingerprint, self.remote if final.parent.parent == self.root else None)
         finally:
             lock.release()
 
-    def _whole(self, kind: str) -> list[Path]:
+    def whole(self, kind: str, start: str = "") -> list[Path]:
+        """All whole folders of a kind, of those whose names begin so; on a shared workspace they are all brought here."""
+        if self.remote:
+            names = self.remote.receive(self.patience) if kind == GROWING else self.remote.listing(self.patience).get(kind, {})
+            named = [name for name in names if name.startswith(start)]
+            return [self.root / kind / name for name in named if self.remote.bring(kind, name, known=True)]
         folder = self.root / kind
         try:
-            return [entry for entry in folder.iterdir() if (entry / MANIFEST).is_file() and entry.suffix != Draft.SUFFIX]
+            found = (entry for entry in folder.iterdir() if (entry / MANIFEST).is_file() and entry.suffix != Draft.SUFFIX)
+            return [entry for entry in found if entry.name.startswith(start)]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise WorkspaceError(f"Workspace {self.root} cannot be read ({error.strerror}).") from None
+
+    def _is_there(self, folder: Path) -> bool:
+        """Whether there is something of this name, whole or not; on a shared workspace all that is there is whole."""
+        return self.has(folder) or (self.remote is None and folder.is_dir())
 
 
 def is_name(text: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from neurflow_engine.activations import pooled_activations
-from neurflow_engine.errors import DataError, InputError, RunError
+from neurflow_engine.errors import DataError, RunError
 from neurflow_engine.files import read_json
 from neurflow_engine.images import ImageBatches, cut_patches
 from neurflow_engine.models import Classifier
@@ -29,10 +29,10 @@ _IMAGES = 8  # decoded at once; their patches go through the network together
 class Survey:
     """Pooled activations of the patches of all images that were evaluated; images in the order of the evaluation's predictions."""
 
-    def __init__(self, folder: Path, evaluation: Evaluation):
-        """Raises RunError when the folder holds no whole survey of the evaluation."""
+    def __init__(self, folder: Path, evaluation: Evaluation, manifest: dict | None = None):
+        """``manifest``: where it is known. Raises RunError when the folder holds no whole survey of the evaluation."""
         self.folder = folder
-        self.manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+        self.manifest = manifest or (read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {})
         if (self.manifest.get("schema"), self.manifest.get("evaluation")) != (SCHEMA, evaluation.id):
             raise RunError(f"{folder} holds no survey of evaluation {evaluation.id}.")
         self._paths = evaluation.predictions["path"]
@@ -100,10 +100,10 @@ def survey(
 
 def find(workspace: Workspace, evaluation: Evaluation, layers: Sequence[str], granularities: Sequence[float]) -> Survey | None:
     """A finished survey of an evaluation that holds these layers and windows, where there is one."""
-    surveys = workspace.root / "surveys"
-    for manifest in sorted(surveys.glob(f"*/{MANIFEST}")):
-        with suppress(InputError):  # of another evaluation, or damaged: it only saves time
-            if (found := Survey(manifest.parent, evaluation)).holds(layers, granularities):
+    for folder, manifest in sorted(workspace.manifests("surveys"), key=lambda found: found[0]):
+        with suppress(RunError):  # of another evaluation
+            found = Survey(folder, evaluation, manifest)
+            if found.holds(layers, granularities) and workspace.has(folder):
                 return found
     return None
 

@@ -7,6 +7,7 @@ In: an analysis whose target is left open, the classes, and where to run. Out: a
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from neurflow_engine.records import LOGITS
 from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Evaluation, Workspace, now
 from neurflow_engine.survey import survey
 from neurflow_engine.sweep_marks import marks
-from neurflow_engine.sweep_result import ClassOutcome, ClassState, Flag, Interval, Sweep
+from neurflow_engine.sweep_result import ClassOutcome, ClassState, Flag, Interval, Sweep, names, tell
 from neurflow_engine.targets import ALL, choose
 
 ATTEMPTS = 2  # at a class, before it counts as failed
@@ -43,7 +44,7 @@ class ClassTask:
     index: int
     name: str
     config: AnalysisConfig
-    workspace: str
+    workspace: str  # its address
     debug: bool  # whether true classes are known, so that wrong images can be told
     draws: int
 
@@ -78,9 +79,12 @@ def sweep(
     fingerprint = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     folder = workspace.sweep_folder(f"{classifier.name.rpartition('/')[2].replace(':', '-')[:40]}-{fingerprint[:10]}")
     with writing(folder.parent):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    known = names(workspace)
     try:
         with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            if folder.name not in known:  # what another machine deleted is not gone on with
+                shutil.rmtree(folder, ignore_errors=True)
             if not (folder / Sweep.PLAN).is_file():
                 write_json(
                     folder / Sweep.PLAN,
@@ -99,6 +103,7 @@ def sweep(
                 )
             made = Sweep(folder)
             todo = _tasks(made, config, evaluation, workspace, draws)
+            tell(made, workspace)
             if todo:
                 survey(classifier, evaluation, image_set.root, layers, config.granularities, workspace, progress, config.workers)
             needs = _needs(evaluation, todo, config, [layer.name for layer in layers if layer.name != LOGITS], classifier.device.type)
@@ -106,8 +111,10 @@ def sweep(
             with progress.stage("classes", len(todo)) as tick:
                 for outcome in _outcomes(executor, todo, needs, progress.check):
                     made.save(outcome)
+                    tell(made, workspace)
                     tick.advance()
-            _publish(made, workspace, evaluation, time.monotonic() - began)
+            _publish(made, workspace, time.monotonic() - began)
+            tell(made, workspace)
     except Timeout:
         raise RunError(f"Sweep {folder.name} is being made by another process; wait for it or cancel it.") from None
     return Sweep(folder)
@@ -171,7 +178,7 @@ def _tasks(made: Sweep, config: AnalysisConfig, evaluation: Evaluation, workspac
             made.save(replace(outcome, state=ClassState.NOTHING, message=message, n_wrong=0))
             continue
         own = config.model_copy(update={"target": str(outcome.index)})
-        todo.append(ClassTask(outcome.index, outcome.name, own, str(workspace.root), evaluation.accuracy is not None, draws))
+        todo.append(ClassTask(outcome.index, outcome.name, own, workspace.address, evaluation.accuracy is not None, draws))
     order = {index: place for place, index in enumerate(side_by_side([task.index for task in todo], evaluation.predictions))}
     return sorted(todo, key=lambda task: order[task.index])
 
@@ -214,7 +221,7 @@ def _outcomes(executor: Executor, tasks: Sequence[ClassTask], needs: Needs, chec
         tasks = again
 
 
-def _publish(made: Sweep, workspace: Workspace, evaluation: Evaluation, seconds: float) -> None:
+def _publish(made: Sweep, workspace: Workspace, seconds: float) -> None:
     """The manifest, once all classes have an outcome; also where some failed."""
     reports = {outcome.name: workspace.open_debug_report(outcome.report) for outcome in made.classes if outcome.flags}
     runs = [outcome.run for outcome in made.classes if outcome.run]

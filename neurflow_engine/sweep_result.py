@@ -19,6 +19,7 @@ from neurflow_engine.access import check_readable
 from neurflow_engine.errors import InputError, RunError, near_matches
 from neurflow_engine.files import read_json, write_json, writing
 from neurflow_engine.labels import spreadsheet_safe
+from neurflow_engine.remote import GROWING
 from neurflow_engine.store import MANIFEST, SCHEMA, Evaluation, Workspace, is_name
 
 _TEXTS = ("class", "also_misleads", "message")  # columns of the table that hold what people wrote
@@ -209,10 +210,10 @@ def evaluation_of(sweep: Sweep, workspace: Workspace) -> Evaluation:
     """What the model predicts on the images of a sweep, from the workspace or from the one that the sweep lies in; raises RunError."""
     beside = Workspace(sweep.folder.parent.parent)
     for one in (workspace, beside):
-        if one.evaluation_folder(sweep.evaluation).is_dir():
+        if one.has(one.evaluation_folder(sweep.evaluation)):
             return one.open_evaluation(sweep.evaluation)
     raise RunError(
-        f"Evaluation {sweep.evaluation}, which sweep {sweep.id} goes with, is neither in {workspace.root} nor in {beside.root}; "
+        f"Evaluation {sweep.evaluation}, which sweep {sweep.id} goes with, is neither in {workspace.address} nor in {beside.address}; "
         "keep the folders evaluations and sweeps of a workspace together, or sweep again."
     )
 
@@ -237,11 +238,24 @@ def _read_outcome(file: Path) -> ClassOutcome:
 def sweeps(workspace: Workspace) -> list[Sweep]:
     """All sweeps of a workspace, also unfinished ones, newest first; unreadable folders are passed over."""
     found = []
-    folders = workspace.root / "sweeps"
-    for folder in folders.iterdir() if folders.is_dir() else ():
+    for name in names(workspace):
         with suppress(InputError, KeyError, ValueError):
-            found.append(Sweep(folder))
+            found.append(Sweep(workspace.sweep_folder(name)))
     return sorted(found, key=lambda sweep: sweep.created, reverse=True)
+
+
+def names(workspace: Workspace) -> list[str]:
+    """Of all that may be a sweep; those of a shared workspace are brought up to date here as far as other machines have told."""
+    if workspace.remote:
+        return workspace.remote.receive(workspace.patience)
+    folder = workspace.root / "sweeps"
+    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+def tell(sweep: Sweep, workspace: Workspace) -> None:
+    """Let the other machines of a shared workspace know how far a sweep is."""
+    if workspace.remote:
+        workspace.remote.publish(sweep.folder, GROWING, sweep.id)
 
 
 def open_sweep(workspace: Workspace, sweep: str | Path) -> Sweep:
@@ -249,7 +263,7 @@ def open_sweep(workspace: Workspace, sweep: str | Path) -> Sweep:
     if Path(sweep).is_dir() and not is_name(str(sweep)):
         check_readable(sweep, "Folder of a sweep")
         return Sweep(Path(sweep))
-    if not is_name(str(sweep)) or not workspace.sweep_folder(str(sweep)).is_dir():
+    if not is_name(str(sweep)) or str(sweep) not in names(workspace):
         known = [one.id for one in sweeps(workspace)]
-        raise RunError(f"There is no sweep {str(sweep)[:80]!r} in {workspace.root}.{near_matches(str(sweep)[:80], known)}")
+        raise RunError(f"There is no sweep {str(sweep)[:80]!r} in {workspace.address}.{near_matches(str(sweep)[:80], known)}")
     return Sweep(workspace.sweep_folder(str(sweep)))

@@ -200,19 +200,25 @@ def postgres_server() -> Iterator[str]:
         yield server
 
 
+@pytest.fixture
+def postgres_database(postgres_server) -> Iterator[str]:
+    """URL of an empty database on a server."""
+    name = f"test_{uuid4().hex}"
+    engine = sqlalchemy.create_engine(postgres_server.format("postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+        yield postgres_server.format(name)
+        connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request, tmp_path) -> Iterator[str]:
     """URL of an empty database, of either kind."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'labels.sqlite'}"
         return
-    server, name = request.getfixturevalue("postgres_server"), f"test_{uuid4().hex}"
-    engine = sqlalchemy.create_engine(server.format("postgres"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
-        yield server.format(name)
-        connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
+    yield request.getfixturevalue("postgres_database")
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ WITHOUT_TORCH = [
     "proposals",
     "ranking",
     "records",
+    "remote",
     "scoring",
     "shares",
     "report",

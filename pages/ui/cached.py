@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,12 +27,17 @@ from pages.ui import graph
 
 Made = TypeVar("Made")
 
+PATIENCE = 10.0  # seconds between two looks at a shared storage: pages are not to wait for the network at every click
 THUMBNAIL = 112  # pixels of the longer side of a picture in a gallery
 
 
 def workspace() -> Workspace:
-    """The folder everything lies in."""
-    return Workspace()
+    """The folder everything lies in, or this machine's mirror of it."""
+    return Workspace(patience=PATIENCE)
+
+
+def _at(address: str) -> Workspace:
+    return Workspace(address, PATIENCE)
 
 
 def jobs() -> Jobs:
@@ -42,53 +47,53 @@ def jobs() -> Jobs:
 
 def labels() -> LabelStore:
     """The labels of the workspace."""
-    return _labels(str(workspace().root))
+    return _labels(workspace().address)
 
 
 def proposals() -> ProposalStore:
     """Proposed labels and their scores in the workspace."""
-    return _proposals(str(workspace().root))
+    return _proposals(workspace().address)
 
 
 def proposed(run_id: str) -> tuple[dict[str, list[Proposal]], dict[str, dict[str, Score]]]:
     """Proposals for a run by group, newest first, and the scores of wordings by group; read again when there are new ones."""
-    return _proposed(str(workspace().root), run_id, proposals().newest(run_id))
+    return _proposed(workspace().address, run_id, proposals().newest(run_id))
 
 
 @st.cache_resource(max_entries=4)
-def _proposed(root: str, run_id: str, newest: tuple[int, int]) -> tuple[dict[str, list[Proposal]], dict[str, dict[str, Score]]]:
+def _proposed(address: str, run_id: str, newest: tuple[int, int]) -> tuple[dict[str, list[Proposal]], dict[str, dict[str, Score]]]:
     return proposals().for_run(run_id), proposals().scores(run_id)
 
 
 def verdicts() -> VerdictStore:
     """What people decided about groups in the workspace."""
-    return _verdicts(str(workspace().root))
+    return _verdicts(workspace().address)
 
 
 def run(run_id: str) -> Run:
     """A finished run; runs never change."""
-    return _run(str(workspace().root), run_id)
+    return _run(workspace().address, run_id)
 
 
 def forget() -> None:
-    """Open runs and evaluations anew: some were deleted."""
-    for kept in (_run, _evaluation, _report):
+    """Open runs and evaluations anew: some were deleted, or their local copies were."""
+    for kept in (_run, _evaluation, _report, _comparison, _debugger):
         kept.clear()
 
 
 def comparison(left: str, right: str) -> Comparison:
     """Two finished runs side by side; what is found never changes."""
-    return _comparison(str(workspace().root), left, right)
+    return _comparison(workspace().address, left, right)
 
 
 def evaluations() -> list[Evaluation]:
     """All finished evaluations, newest first."""
-    return _evaluations(str(workspace().root), _changed("evaluations"))
+    return _evaluations(workspace().address, workspace().changed("evaluations"))
 
 
 def evaluation(evaluation_id: str) -> Evaluation:
     """A finished evaluation; evaluations never change."""
-    return _evaluation(str(workspace().root), evaluation_id)
+    return _evaluation(workspace().address, evaluation_id)
 
 
 @st.cache_resource
@@ -97,49 +102,49 @@ def _jobs(root: str) -> Jobs:
 
 
 @st.cache_resource
-def _labels(root: str) -> LabelStore:
-    return LabelStore.for_workspace(root)
+def _labels(address: str) -> LabelStore:
+    return LabelStore.for_workspace(address)
 
 
 @st.cache_resource
-def _proposals(root: str) -> ProposalStore:
-    return ProposalStore.for_workspace(root)
+def _proposals(address: str) -> ProposalStore:
+    return ProposalStore.for_workspace(address)
 
 
 @st.cache_resource
-def _verdicts(root: str) -> VerdictStore:
-    return VerdictStore.for_workspace(root)
+def _verdicts(address: str) -> VerdictStore:
+    return VerdictStore.for_workspace(address)
 
 
 @st.cache_resource(max_entries=8)
-def _run(root: str, run_id: str) -> Run:
-    return Workspace(root).run(run_id)
+def _run(address: str, run_id: str) -> Run:
+    return _at(address).run(run_id)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Comparing the groups …")
-def _comparison(root: str, left: str, right: str) -> Comparison:
-    return compare(_run(root, left), _run(root, right))
+def _comparison(address: str, left: str, right: str) -> Comparison:
+    return compare(_run(address, left), _run(address, right))
 
 
 @st.cache_resource(max_entries=8)
-def _evaluations(root: str, changed: float) -> list[Evaluation]:
-    return Workspace(root).evaluations()
+def _evaluations(address: str, changed: Hashable) -> list[Evaluation]:
+    return _at(address).evaluations()
 
 
 @st.cache_resource(max_entries=8)
-def _evaluation(root: str, evaluation_id: str) -> Evaluation:
-    return Workspace(root).open_evaluation(evaluation_id)
+def _evaluation(address: str, evaluation_id: str) -> Evaluation:
+    return _at(address).open_evaluation(evaluation_id)
 
 
 def sweeps() -> list[Sweep]:
     """All sweeps, newest first, as far as they are: an unfinished one changes with every class that ends."""
-    folder = workspace().root / "sweeps"
-    return _sweeps(str(workspace().root), tuple(_changed_sweep(one) for one in sorted(folder.iterdir())) if folder.is_dir() else ())
+    here = workspace()
+    return _sweeps(here.address, tuple(_changed_sweep(here.sweep_folder(name)) for name in sweep_result.names(here)))
 
 
 @st.cache_resource(max_entries=4)
-def _sweeps(root: str, changed: tuple) -> list[Sweep]:
-    return sweep_result.sweeps(Workspace(root))
+def _sweeps(address: str, changed: tuple) -> list[Sweep]:
+    return sweep_result.sweeps(_at(address))
 
 
 def sweep_table(sweep: Sweep) -> pd.DataFrame:
@@ -154,32 +159,32 @@ def _changed_sweep(folder: Path) -> tuple[str, int, int]:
 
 def report(report_id: str) -> DebugReport:
     """A finished debug report; reports never change."""
-    return _report(str(workspace().root), report_id)
+    return _report(workspace().address, report_id)
 
 
 @st.cache_resource(max_entries=16)
-def _report(root: str, report_id: str) -> DebugReport:
-    return Workspace(root).open_debug_report(report_id)
+def _report(address: str, report_id: str) -> DebugReport:
+    return _at(address).open_debug_report(report_id)
 
 
 def checked() -> dict[str, dict]:
     """The newest report on whether a run is to be trusted, by run, of those that were checked."""
-    return _checked(str(workspace().root), _changed("fidelity"))
+    return _checked(workspace().address, workspace().changed("fidelity"))
 
 
 @st.cache_data(max_entries=2)
-def _checked(root: str, changed: float) -> dict[str, dict]:
-    return {report["run"]: report for report in reversed(Workspace(root).fidelity_reports())}
+def _checked(address: str, changed: Hashable) -> dict[str, dict]:
+    return {report["run"]: report for report in reversed(_at(address).fidelity_reports())}
 
 
 def fidelity(run_id: str) -> dict | None:
     """The newest report on whether a run is to be trusted."""
-    return _fidelity(str(workspace().root), run_id, _changed("fidelity"))
+    return _fidelity(workspace().address, run_id, workspace().changed("fidelity"))
 
 
 @st.cache_data(max_entries=16)
-def _fidelity(root: str, run_id: str, changed: float) -> dict | None:
-    return next(iter(Workspace(root).fidelity_reports(run_id)), None)
+def _fidelity(address: str, run_id: str, changed: Hashable) -> dict | None:
+    return next(iter(_at(address).fidelity_reports(run_id)), None)
 
 
 @st.cache_resource
@@ -204,27 +209,27 @@ def thumbnail(path: str, changed: float, size: int = THUMBNAIL) -> str:
 
 def collage(run_id: str, group_id: str) -> str:
     """Four patches of a computed group in one picture."""
-    return _sheet(str(workspace().root), run_id, run(run_id).circuit.group[group_id].patches[:4], 64, 2)
+    return _sheet(workspace().address, run_id, run(run_id).circuit.group[group_id].patches[:4], 64, 2)
 
 
 def sheet(run_id: str, patches: tuple[int, ...], side: int) -> str:
     """Patches of a run in one picture, for the graph; ``side``: pixels of each."""
-    return _sheet(str(workspace().root), run_id, patches, side, graph.COLUMNS)
+    return _sheet(workspace().address, run_id, patches, side, graph.COLUMNS)
 
 
 @st.cache_data(max_entries=4000)
-def _sheet(root: str, run_id: str, patches: tuple[int, ...], side: int, columns: int) -> str:
-    return graph.sheet(_run(root, run_id), patches, side, columns)
+def _sheet(address: str, run_id: str, patches: tuple[int, ...], side: int, columns: int) -> str:
+    return graph.sheet(_run(address, run_id), patches, side, columns)
 
 
 def edits() -> EditStore:
     """How people arranged the circuits of the workspace."""
-    return _edits(str(workspace().root))
+    return _edits(workspace().address)
 
 
 @st.cache_resource
-def _edits(root: str) -> EditStore:
-    return EditStore.for_workspace(root)
+def _edits(address: str) -> EditStore:
+    return EditStore.for_workspace(address)
 
 
 def edited(run_id: str, now: Edits) -> Circuit:
@@ -234,11 +239,11 @@ def edited(run_id: str, now: Edits) -> Circuit:
 
 def once(key: tuple, make: Callable[[], Made]) -> Made:
     """What was made under a key in this workspace, or what ``make`` makes now; the key has to name all that it depends on."""
-    return _once(str(workspace().root), key, make)
+    return _once(workspace().address, key, make)
 
 
 @st.cache_resource(max_entries=24, show_spinner=False)
-def _once(root: str, key: tuple, _make: Callable[[], Made]) -> Made:
+def _once(address: str, key: tuple, _make: Callable[[], Made]) -> Made:
     return _make()
 
 
@@ -251,12 +256,12 @@ def data_uri(image) -> str:
 
 def reports(run_id: str) -> list[DebugReport]:
     """Debug reports of a run, newest first."""
-    return _reports(str(workspace().root), run_id, _changed("debug"))
+    return _reports(workspace().address, run_id, workspace().changed("debug"))
 
 
 @st.cache_resource(max_entries=8)
-def _reports(root: str, run_id: str, changed: float) -> list[DebugReport]:
-    return Workspace(root).debug_reports(run_id)
+def _reports(address: str, run_id: str, changed: Hashable) -> list[DebugReport]:
+    return _at(address).debug_reports(run_id)
 
 
 @st.cache_data(max_entries=16)
@@ -272,18 +277,12 @@ def mean_presence(run_id: str, report_id: str) -> dict[str, tuple[float | None, 
 
 def previews(run_id: str) -> list[dict]:
     """Fix previews of a run, newest first."""
-    return _previews(str(workspace().root), run_id, _changed("previews"))
+    return _previews(workspace().address, run_id, workspace().changed("previews"))
 
 
 @st.cache_resource(max_entries=8)
-def _previews(root: str, run_id: str, changed: float) -> list[dict]:
-    return Workspace(root).previews(run_id)
-
-
-def _changed(kind: str) -> float:
-    """When something was last added to a part of the workspace."""
-    folder = workspace().root / kind
-    return folder.stat().st_mtime if folder.is_dir() else 0.0
+def _previews(address: str, run_id: str, changed: Hashable) -> list[dict]:
+    return _at(address).previews(run_id)
 
 
 # looking into images: all of this loads the model, so torch comes in here and only when a person asks for it
@@ -298,14 +297,14 @@ def file(path: Path) -> File:
 
 def debugger(run_id: str, report_id: str | None):
     """The loaded model of a run, with the groups of a report."""
-    return _debugger(str(workspace().root), run_id, report_id)
+    return _debugger(workspace().address, run_id, report_id)
 
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the model …")
-def _debugger(root: str, run_id: str, report_id: str | None):
+def _debugger(address: str, run_id: str, report_id: str | None):
     from neurflow_engine.debugging import Debugger
 
-    here = Workspace(root)
+    here = _at(address)
     return Debugger(here.run(run_id), report=here.open_debug_report(report_id) if report_id else None)
 
 

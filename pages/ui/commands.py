@@ -132,7 +132,7 @@ def _evaluation_of(result: Mapping) -> str | None:
 
 
 def _start(kind: str, title: str, arguments: list[str], memory_mb: float = USUAL_MB) -> Job:
-    return _changing().start(kind, title, [*arguments, "--workspace", str(cached.workspace().root)], memory_mb=memory_mb)
+    return _changing().start(kind, title, [*arguments, "--workspace", cached.workspace().address], memory_mb=memory_mb)
 
 
 def _changing() -> Jobs:

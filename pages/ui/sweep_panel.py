@@ -54,8 +54,8 @@ def _ways_on(scene: Scene, outcome: ClassOutcome) -> None:
     """To the pages of the class's run."""
     if outcome.run is None:
         return
-    run = cached.workspace().run_folder(outcome.run)
-    if not run.is_dir():
+    here = cached.workspace()
+    if not here.has(here.run_folder(outcome.run)):
         st.html('<div class="nf-small">Its run was deleted; start the same sweep again.</div>')
         return
     first = outcome.flags[0].group if outcome.flags else None
