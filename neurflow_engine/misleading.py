@@ -44,6 +44,10 @@ AFFORDABLE = 0.02  # clean accuracy that silencing a misleading group may cost a
 AFFORDABLE_IN_TARGET = 0.1  # likewise of the target class alone, and no more than a fifth of what comes back
 CLEARLY_ABOVE = 0.8  # AUC of a misleading group, wrong images against right ones of other classes; some right ones carry the mark too
 WORTHWHILE = 0.2  # of the wrong images, more than the control, that silencing a misleading group must bring back
+_BEYOND = (
+    "It brings back more than the model gets right of these classes otherwise, so it does more than take away what misleads: it also "
+    "pushes answers towards these classes."
+)
 _USUAL = 0.9  # quantile of right images of other classes at which the damping of a group of the circuit begins
 _PLACES = 8  # typical places of a contrast group that are shown
 _PLACE_SIDE = 112  # pixels
@@ -246,9 +250,11 @@ class _Search:
                 entry, gains[candidate.id] = self._figures(candidate)
                 entries.append((candidate, entry))
                 tick.advance()
+        ceiling = self._ceiling()
         p_values = holm({name: gain_p_value(gain) for name, gain in gains.items()})
         for candidate, entry in entries:
             entry["p_value"] = p_values[candidate.id]
+            entry["beyond_ceiling"] = is_beyond(entry, ceiling)
             entry["misleading"], entry["reason"] = judged(entry, len(self.wrong))
         return sorted(entries, key=lambda pair: (not pair[1]["misleading"], -(pair[1]["score"] or 0.0), pair[1]["p_value"]))
 
@@ -449,7 +455,7 @@ class _Search:
 
 
 def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
-    """Whether a group is misleading, and why or why not in one sentence."""
+    """Whether a group is misleading, and why or why not in a sentence or two."""
     if n_wrong < ENOUGH_WRONG or entry["recovered"] is None:
         return False, f"Only {n_wrong} images are wrongly taken for the class; at least {ENOUGH_WRONG} are needed to tell."
     control, recovered = entry["control_recovered"], entry["recovered"]
@@ -467,7 +473,13 @@ def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
         return False, f"Silencing it costs {-entry['clean_accuracy_change']:.1%} of the clean accuracy: the model needs it."
     if lost > max(AFFORDABLE_IN_TARGET, 0.2 * recovered):
         return False, f"Silencing it loses {lost:.0%} of the class's own right images: it belongs to the class."
-    return True, "Wrong images show it far more than right ones, silencing it brings their true class back, and costs little elsewhere."
+    reason = "Wrong images show it far more than right ones, silencing it brings their true class back, and costs little elsewhere."
+    return True, f"{reason} {_BEYOND}" if entry["beyond_ceiling"] else reason
+
+
+def is_beyond(entry: Mapping, ceiling: Mapping | None) -> bool:
+    """Whether silencing a group brings back clearly more wrong images than the model gets right of their classes anyway."""
+    return bool(ceiling) and entry["recovered"] is not None and entry["recovered_interval"][0] > ceiling["high"]
 
 
 def gain_p_value(gain: np.ndarray) -> float:

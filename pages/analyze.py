@@ -49,7 +49,9 @@ def progress(kinds: tuple[str, ...]) -> None:
                 with st.container(border=True):
                     st.text(job.title)
                     show.job_progress(job)
-                    st.button("Cancel", key=f"stop_{job.id}", on_click=session.quietly(lambda: commands.cancel(job)))
+                    st.button(
+                        "Cancel", key=f"stop_{job.id}", on_click=session.quietly(lambda: commands.cancel(job)), **people.for_reviewers()
+                    )
 
     job = commands.latest(*kinds)
     with show.slot():
@@ -70,7 +72,12 @@ def welcome() -> None:
         job = commands.latest("demo")
         busy = bool(job and job.active)
         button.button(
-            "Analyse the demo", type="primary", key="start_demo", width="stretch", disabled=busy, on_click=session.quietly(start_demo)
+            "Analyse the demo",
+            type="primary",
+            key="start_demo",
+            width="stretch",
+            on_click=session.quietly(start_demo),
+            **people.for_reviewers(disabled=busy),
         )
 
 
@@ -191,8 +198,8 @@ def form(is_first: bool) -> None:
                 key="evaluate",
                 type="secondary" if is_first else "primary",
                 width="stretch",
-                disabled=not (model and images),
                 on_click=session.quietly(lambda: start_evaluation(model, images)),
+                **people.for_reviewers(disabled=not (model and images)),
             )
         progress(("evaluate",))
 
@@ -363,7 +370,7 @@ def analysis(evaluation: Evaluation, classes: pd.DataFrame) -> None:
         with third:
             st.space("small")
             st.button(
-                "Analyze", key="analyze", type="primary", width="stretch", disabled=not ready,
+                "Analyze", key="analyze", type="primary", width="stretch", **people.for_reviewers(disabled=not ready),
                 on_click=session.quietly(lambda: start_analysis(evaluation, target, layers, chosen, price.memory_mb)),
             )  # fmt: skip
         st.caption(text if ready else "Choose at least one layer and one patch size.")

@@ -16,7 +16,7 @@ from neurflow_engine.effort import ENOUGH_WRONG
 from neurflow_engine.errors import DataError
 from neurflow_engine.images import scan
 from neurflow_engine.layers import positions
-from neurflow_engine.misleading import find_misleading, gain_p_value, judged
+from neurflow_engine.misleading import find_misleading, gain_p_value, is_beyond, judged
 from neurflow_engine.records import Damping, Filling
 from neurflow_engine.store import Workspace
 from neurflow_engine.tracing import record
@@ -267,6 +267,8 @@ class TestTooLittle:
 
 GOOD = {
     "recovered": 0.9,
+    "recovered_interval": [0.8, 0.95],
+    "beyond_ceiling": False,
     "control_recovered": {"mean": 0.0, "low": 0.0, "high": 0.01},
     "p_value": 1e-6,
     "auc": 1.0,
@@ -280,6 +282,14 @@ class TestJudgement:
         flagged, reason = judged(GOOD, n_wrong=100)
         assert flagged
         assert "brings their true class back" in reason
+
+    def test_one_that_brings_back_more_than_can_come_back_is_said_to_do_more_than_that(self):
+        low = GOOD["recovered_interval"][0]
+        few, many = {"mean": low / 2, "low": low / 4, "high": 0.9 * low}, {"mean": low, "low": 0.9 * low, "high": 1.1 * low}
+        assert (is_beyond(GOOD, few), is_beyond(GOOD, many), is_beyond(GOOD, None)) == (True, False, False)
+        flagged, reason = judged(GOOD | {"beyond_ceiling": True}, n_wrong=100)
+        assert flagged
+        assert "also pushes answers towards these classes" in reason
 
     @pytest.mark.parametrize(
         ("changed", "reason"),

@@ -63,11 +63,15 @@ def test_nothing_is_shown_before_and_a_reviewer_decides_under_their_own_name(pag
 
 
 def test_a_viewer_looks_and_is_told_what_needs_a_reviewer(page, app, run, workspace, signing_in):
+    from playwright.sync_api import expect
+
     signing_in.claims = {"email": "bo@lab.org", "email_verified": True}
     signed_in(page, app)
     page.get_by_text("bo@lab.org · viewer").wait_for()
     page.goto(f"{app}/labels?run=cats&group=layer1%2F0")
     page.get_by_role("textbox", name="Name").fill("white paws")
+    expect(page.get_by_role("button", name="Approve").first).to_be_disabled()
+    expect(page.get_by_role("button", name="Skip").first).to_be_enabled()
     page.keyboard.press("Enter")
     page.get_by_text("bo@lab.org is a viewer and may look, silence, compare and export").wait_for()
     assert LabelStore.for_workspace(workspace.root).get("cats", "layer1/0") is None

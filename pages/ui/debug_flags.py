@@ -9,7 +9,7 @@ from neurflow_engine.store import DebugReport, Evaluation, Run
 from neurflow_engine.verdicts import Judgement, Verdict
 from pages.ui import cached, colours, commands, session, show
 from pages.ui.debug_scene import WAYS, Scene
-from pages.ui.people import author, is_signed_in
+from pages.ui.people import author, for_reviewers, is_signed_in
 
 SHOWN = 2  # misleading groups that get a sentence of their own
 
@@ -63,8 +63,8 @@ def find(scene: Scene) -> None:
             "reported on the other half beside random neurons."
         )
         button.button(
-            "Find misleading groups", key="find_misleading", type="primary", disabled=bool(job and job.active), width="stretch",
-            on_click=session.quietly(lambda: commands.debug(scene.run, scene.folders)),
+            "Find misleading groups", key="find_misleading", type="primary", width="stretch",
+            on_click=session.quietly(lambda: commands.debug(scene.run, scene.folders)), **for_reviewers(disabled=bool(job and job.active)),
         )  # fmt: skip
     if job and job.active:
         st.caption("Looking for them: the progress is in the sidebar. The rest of this page can be used meanwhile.")
@@ -105,6 +105,8 @@ def flag(scene: Scene, group: str) -> None:
     ceiling = scene.report.json["ceiling"]
     on, number = group in scene.silenced, scene.flagged.index(group)
     at_best = f" · at best {show.percent(ceiling['mean'])}{show.interval(ceiling['low'], ceiling['high'])} can come back" if ceiling else ""
+    if scene.report.group(group).get("beyond_ceiling"):  # reports made before this was told do not say
+        at_best += "; more do, so silencing it also pushes answers towards the true classes"
     with st.container(border=True, key=f"flag_{number}"):
         words, buttons = show.split(f"flag_{number}", [12, 8], "center")
         words.html(told(scene, group, at_best))
@@ -177,11 +179,12 @@ def verdict(scene: Scene, group: str) -> None:
             for judgement in Judgement:
                 st.button(
                     judgement.value, key=f"judge_{judgement.value}_{group}", type="primary" if said == judgement.value else "secondary",
-                    on_click=_decide, args=(scene, group, given, judgement.value),
+                    on_click=_decide, args=(scene, group, given, judgement.value), **for_reviewers(),
                 )  # fmt: skip
             st.button(
-                "Undo", key=f"judge_undo_{group}", type="tertiary", disabled=said is None, on_click=_decide, args=(scene, group, given)
-            )
+                "Undo", key=f"judge_undo_{group}", type="tertiary", on_click=_decide, args=(scene, group, given),
+                **for_reviewers(disabled=said is None),
+            )  # fmt: skip
         if not is_signed_in():
             st.text_input(
                 "Your name, for the history", key=name, value=session.value("author") or "",

@@ -43,8 +43,9 @@ def choose_images(run: Run, evaluation: Evaluation | None) -> None:
             )  # fmt: skip
         folder = st.text_input("Another folder", key="other_folder", placeholder="/path/to/images").strip()
         st.button(
-            "Evaluate this folder", key="evaluate_folder", disabled=not folder, on_click=session.quietly(lambda: evaluate(run, folder))
-        )
+            "Evaluate this folder", key="evaluate_folder", on_click=session.quietly(lambda: evaluate(run, folder)),
+            **people.for_reviewers(disabled=not folder),
+        )  # fmt: skip
 
 
 def _open(evaluation_id: str, **also: None) -> None:

@@ -9,7 +9,7 @@ import streamlit as st
 from neurflow_engine.evidence import carry_over
 from neurflow_engine.store import Run, RunSummary
 from pages.ui import cached, session, show
-from pages.ui.people import author
+from pages.ui.people import author, for_reviewers
 
 _CARRIED = "labels carried"
 
@@ -35,7 +35,7 @@ def carry(run: Run) -> None:
             chosen = st.selectbox(
                 "Run", list(named), format_func=lambda old: f"{when[old]} · {named[old]} names · {old}", key="carry_from", width="stretch"
             )
-            st.button("Carry over", key="carry_over", on_click=session.quietly(lambda: _carry_over(chosen, run)))
+            st.button("Carry over", key="carry_over", on_click=session.quietly(lambda: _carry_over(chosen, run)), **for_reviewers())
         done = session.value(_CARRIED)
         if done and done[:2] == (run.id, chosen):
             _outcome(done[2])

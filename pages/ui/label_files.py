@@ -9,7 +9,7 @@ from neurflow_engine import uploads
 from neurflow_engine.labels import read_csv, read_json, to_csv, to_json
 from neurflow_engine.store import Run
 from pages.ui import cached, session, show
-from pages.ui.people import author
+from pages.ui.people import author, for_reviewers
 
 PROBLEMS = 12  # shown of a file's
 
@@ -50,7 +50,8 @@ def import_() -> None:
     runs = len({row["run_id"] for row in rows})
     st.text(f"{len(rows)} usable row{'' if len(rows) == 1 else 's'} for {runs} run{'' if runs == 1 else 's'}, {len(problems)} left out")
     _problems(problems)
-    st.button(f"Import {len(rows)} labels", key="labels_import", type="primary", disabled=not rows, on_click=_bring_back, args=(rows,))
+    allowed = for_reviewers(disabled=not rows)
+    st.button(f"Import {len(rows)} labels", key="labels_import", type="primary", on_click=_bring_back, args=(rows,), **allowed)
     done = session.value("labels imported")
     if done and done[0] == given.file_id:
         st.text(f"{done[1]} new or changed, {len(done[2])} refused")

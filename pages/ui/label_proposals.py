@@ -17,6 +17,7 @@ from neurflow_engine.proposals import Outcome
 from neurflow_engine.store import Run
 from pages.ui import cached, commands, label_carry, session, show
 from pages.ui.label_scene import Scene
+from pages.ui.people import for_reviewers
 
 OFFLINE, MODEL = "Offline description", "Language model"
 GROUPS = ("All groups", "Not reviewed", "Failed or without a proposal")
@@ -78,8 +79,8 @@ def form(scene: Scene) -> None:
     asked = LabellingSettings(groups=None if len(chosen) == len(scene.groups) else tuple(chosen), **settings)
     st.html(_price(scene.run, asked, llm))
     st.button(
-        f"Propose for {len(chosen)} groups", key="propose", type="primary", disabled=_running(scene.run) is not None,
-        on_click=session.quietly(lambda: commands.label(scene.run, asked)),
+        f"Propose for {len(chosen)} groups", key="propose", type="primary",
+        on_click=session.quietly(lambda: commands.label(scene.run, asked)), **for_reviewers(disabled=_running(scene.run) is not None),
     )  # fmt: skip
 
 
@@ -155,14 +156,14 @@ def follow(run: Run) -> None:
     with show.sentences():
         if job.active:
             show.job_progress(job)
-            st.button("Cancel", key=f"label_cancel_{job.id}", on_click=session.quietly(lambda: commands.cancel(job)))
+            st.button("Cancel", key=f"label_cancel_{job.id}", on_click=session.quietly(lambda: commands.cancel(job)), **for_reviewers())
         elif job.state == JobState.DONE:
             st.html(summary(job.result() or {}, job))
         else:
             show.error(f"{job.title}: {job.message or job.state}")
             st.button(
                 "Resume", key=f"label_resume_{job.id}", on_click=session.quietly(lambda: commands.resume(job)),
-                help="What was answered before is not asked again",
+                **for_reviewers("What was answered before is not asked again"),
             )  # fmt: skip
     if session.changed(f"label job {run.id}", job.active):
         session.rerun()

@@ -13,6 +13,7 @@ from neurflow_engine.records import Edge, NeuronGroup
 from neurflow_engine.store import Run
 from pages.ui import cached, colours, commands, label_actions, label_field, label_score, session, show
 from pages.ui.label_scene import Scene, like
+from pages.ui.people import for_reviewers
 
 PATCHES, NEIGHBOURS, ALIKE = 15, 4, 3  # shown of a group, on each side of it, and beside it
 
@@ -180,12 +181,12 @@ def decide(scene: Scene, group: NeuronGroup) -> None:
     label_field.name_field(scene.run.id, group.id, version, scene.wording(group.id), others, label_actions.settled(), entered)
     of = group.id
     with st.container(horizontal=True, gap="small"):
-        st.button("Approve", key=f"approve_{of}", type="primary", shortcut="a", on_click=decided(label_actions.APPROVE))
-        st.button("Reject", key=f"reject_{of}", shortcut="x", on_click=decided(label_actions.REJECT))
+        st.button("Approve", key=f"approve_{of}", type="primary", shortcut="a", on_click=decided(label_actions.APPROVE), **for_reviewers())
+        st.button("Reject", key=f"reject_{of}", shortcut="x", on_click=decided(label_actions.REJECT), **for_reviewers())
         st.button("Skip", key=f"skip_{of}", shortcut="s", on_click=once(lambda: label_actions.skip(scene.run.id, of, onwards)),
                   help="Put it off to the end of the queue")  # fmt: skip
         st.button("Undo", key=f"undo_{of}", shortcut="z", on_click=once(lambda: label_actions.undo(scene, of)),
-                  help="Take back your last decision in this tab, wherever it was; without one, the last change of this label")  # fmt: skip
+                  **for_reviewers("Take back your last decision in this tab; without one, the last change of this label"))  # fmt: skip
 
 
 def runners_up(scene: Scene, group: str) -> list[tuple[str, str]]:
@@ -227,8 +228,8 @@ def settle(scene: Scene, group: NeuronGroup, conflict: label_actions.Conflict) -
             mine_used = label_actions.once(
                 group.id, lambda: label_actions.decide(scene, group.id, conflict.what, conflict.mine, following, number)
             )
-            st.button("Keep theirs", key=f"theirs_{group.id}", shortcut="t", on_click=theirs_kept)
-            st.button("Use mine", key=f"mine_{group.id}", shortcut="m", on_click=mine_used)
+            st.button("Keep theirs", key=f"theirs_{group.id}", shortcut="t", on_click=theirs_kept, **for_reviewers())
+            st.button("Use mine", key=f"mine_{group.id}", shortcut="m", on_click=mine_used, **for_reviewers())
 
 
 def proposal(scene: Scene, group: NeuronGroup) -> None:
@@ -269,8 +270,8 @@ def score(scene: Scene, group: NeuronGroup) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.html('<div class="nf-small">This wording was not scored yet.</div>', width="content")
             st.button(
-                "Score it", key=f"score_{group.id}", type="tertiary", disabled=bool(job and job.active),
-                help="Ask the scorer which held-out patches fit these words; answers that are kept cost nothing",
+                "Score it", key=f"score_{group.id}", type="tertiary",
+                **for_reviewers("Ask the scorer which held-out patches fit; answers that are kept cost nothing", bool(job and job.active)),
                 on_click=session.quietly(lambda: commands.score_label(scene.run, [group.id])),
             )  # fmt: skip
 

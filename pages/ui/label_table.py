@@ -11,7 +11,7 @@ from neurflow_engine.evidence import freeze
 from neurflow_engine.labels import LabelState
 from pages.ui import cached, label_score, session, show
 from pages.ui.label_scene import SCORES, SORTS, Scene, like
-from pages.ui.people import author
+from pages.ui.people import author, for_reviewers
 
 SHARED = ("same neurons", "same patches")  # columns of groups like one
 FILTERS = ("in", "states", "score", "text", "like")  # parameters of the address
@@ -103,8 +103,9 @@ def chosen(scene: Scene, ticked: list[str]) -> None:
         st.html('<div class="nf-small">Tick rows to decide on several at once, or one to open it or to find groups like it.</div>')
         return
     named = [group for group in ticked if scene.wording(group)]
-    st.button(f"Approve {len(named)}", key="bulk_approve", type="primary", disabled=not named, on_click=approve, args=(scene, named))
-    st.button(f"Reject {len(ticked)}", key="bulk_reject", on_click=reject, args=(scene, ticked))
+    allowed = for_reviewers(disabled=not named)
+    st.button(f"Approve {len(named)}", key="bulk_approve", type="primary", on_click=approve, args=(scene, named), **allowed)
+    st.button(f"Reject {len(ticked)}", key="bulk_reject", on_click=reject, args=(scene, ticked), **for_reviewers())
     if len(ticked) == 1:
         st.button("Review", key="bulk_open", on_click=open_in_queue, args=(ticked[0],))
         st.button("Find groups like it", key="bulk_like", on_click=lambda: session.put(like=ticked[0]))
@@ -125,8 +126,8 @@ def above_a_score(scene: Scene) -> None:
                                 persist_state="session")  # fmt: skip
         good = [group for group in scored if scene.f1(group) >= least and scene.score(group).figures["supported"] and scene.wording(group)]
         st.button(
-            f"Approve {len(good)} label{'' if len(good) == 1 else 's'}", key="approve_above", disabled=not good,
-            on_click=approve, args=(scene, good),
+            f"Approve {len(good)} label{'' if len(good) == 1 else 's'}", key="approve_above",
+            on_click=approve, args=(scene, good), **for_reviewers(disabled=not good),
         )  # fmt: skip
         unsupported = sum(not scene.score(group).figures["supported"] for group in scored)
         st.html(f'<div class="nf-small">{len(scored)} scored and not yet reviewed here, {unsupported} of them not supported</div>')

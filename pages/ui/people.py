@@ -53,6 +53,11 @@ def may_review() -> bool:
     return who().role == Role.REVIEWER
 
 
+def for_reviewers(help: str | None = None, disabled: bool = False) -> dict[str, object]:
+    """Arguments of a button that changes what is kept or starts work: those who may only look see it greyed, and why."""
+    return {"help": help, "disabled": disabled} if may_review() else {"help": "Viewers may look; this needs a reviewer.", "disabled": True}
+
+
 def is_signed_in() -> bool:
     """Whether a name is known without typing it."""
     return who().name is not None
@@ -87,7 +92,7 @@ def card() -> None:
     if person == access.LOCAL:
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.caption(show.plain(" · ".join(filter(None, (person.name, person.role.value)))), width="stretch")
+        st.html(f'<div class="nf-small">{show.escape(" · ".join(filter(None, (person.name, person.role.value))))}</div>', width="stretch")
         if person.name and not os.environ.get(HEADER):
             st.button("Sign out", key="sign_out", type="tertiary", on_click=st.logout)
 

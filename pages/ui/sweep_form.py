@@ -10,7 +10,7 @@ from neurflow_engine.config import AnalysisConfig
 from neurflow_engine.store import Evaluation
 from neurflow_engine.sweep_result import Sweep
 from neurflow_engine.targets import choose
-from pages.ui import cached, commands, session, show
+from pages.ui import cached, commands, people, session, show
 
 WHICH = ("All", "Worst", "Chosen")
 _WORST = 20
@@ -60,7 +60,7 @@ def _form(evaluations: list[Evaluation], usual: str | None = None) -> None:
         price = cached.once(("price", evaluation.id, targets), lambda: _price(evaluation, targets))
         job = commands.latest("sweep", about=[*commands.flags_of(evaluation), str(evaluation.data_root)])
         right.button(
-            "Start the sweep", key="start_sweep", type="primary", width="stretch", disabled=not targets,
+            "Start the sweep", key="start_sweep", type="primary", width="stretch", **people.for_reviewers(disabled=not targets),
             on_click=session.quietly(lambda: _start(evaluation, targets, title, price.memory_mb)),
         )  # fmt: skip
         words = f"{count:,} class{'es' if count != 1 else ''}, about {show.duration(price.seconds)} one after the other"

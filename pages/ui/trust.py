@@ -217,7 +217,7 @@ def table(run: Run, report: Mapping) -> None:
         },
     )  # fmt: skip
     st.download_button(
-        "Download CSV", lambda: rows.to_csv(index=False), f"{run.id}-fidelity.csv", "text/csv", key="download_fidelity", on_click="ignore"
+        "Download CSV", rows.to_csv(index=False), f"{run.id}-fidelity.csv", "text/csv", key="download_fidelity", on_click="ignore"
     )
 
 
