@@ -38,6 +38,7 @@ CACHE = "NEURFLOW_CACHE"  # where mirrors lie; default: the user's folder of cac
 SCHEMA = 1  # of the storage
 _MARK, _ENTRIES, _ARCHIVES = "neurflow.json", "entries", "archives"
 _TRIES = 3  # at a folder that is replaced while it is read
+_AT_ONCE = 50  # entries that are read together: some are long
 _BLOCK = 1 << 20
 _CLOCKS = 0.05  # seconds by which the clock of a disk may lie behind
 _UNREACHABLE = re.compile(r"connect|endpoint|timed? ?out|resolve|unreachable", re.IGNORECASE)
@@ -75,6 +76,7 @@ class Remote:
         self._lock = threading.Lock()
         self._listed: dict[str, dict[str, str]] = {}
         self._listed_at = 0.0  # time.time() before it was asked for
+        self._failed, self._failed_at = "", 0.0
         self._received: dict[str, str] = {}
 
     # what there is
@@ -85,32 +87,44 @@ class Remote:
         ``patience``: seconds that the answer may be old; what this machine itself added since is in it all the same.
         """
         with self._lock:
+            if time.time() - self._failed_at < patience:  # a page asks many times, and each would wait for its own refusal
+                raise WorkspaceError(self._failed)
             if time.time() - self._listed_at >= patience or self._changed_here() > self._listed_at - _CLOCKS:
-                began, found = time.time(), {}
-                fs, root = self._storage
-                with self._speaking("read"), suppress(FileNotFoundError):
-                    for path, about in fs.find(f"{root}/{_ENTRIES}", detail=True).items():
-                        kind, name = path.split("/")[-2:]
-                        found.setdefault(kind, {})[name.removesuffix(".json")] = hashlib.sha256(repr(about).encode()).hexdigest()
-                self._listed, self._listed_at = found, began
+                began = time.time()
+                try:
+                    self._listed, self._listed_at = self._asked(), began
+                except WorkspaceError as error:
+                    self._failed, self._failed_at = str(error), time.time()
+                    raise
             return self._listed
 
-    def entries(self, kind: str, patience: float = 0.0, start: str = "") -> dict[str, dict]:
-        """The entries of one kind by name, of those that begin so; only what is new or has changed is asked for."""
+    def _asked(self) -> dict[str, dict[str, str]]:
+        """The list as it is now."""
+        found: dict[str, dict[str, str]] = {}
+        fs, root = self._storage
+        with self._speaking("read"), suppress(FileNotFoundError):
+            for path, about in fs.find(f"{root}/{_ENTRIES}", detail=True).items():
+                kind, name = path.split("/")[-2:]
+                if kind in KINDS and not name.startswith("."):  # nothing that others put there leads out of the mirror
+                    found.setdefault(kind, {})[name.removesuffix(".json")] = hashlib.sha256(repr(about).encode()).hexdigest()
+        return found
+
+    def entries(self, kind: str, patience: float = 0.0) -> dict[str, dict]:
+        """The entries of one kind by name; only what is new or has changed is asked for."""
         found, missing = {}, {}
         for name, token in self.listing(patience).get(kind, {}).items():
-            if name.startswith(start):
-                kept = {}
-                with suppress(InputError):
-                    kept = read_json(self._kept_entry(kind, name))
-                if kept.get("token") == token:
-                    found[name] = kept["entry"]
-                else:
-                    missing[self._path(_ENTRIES, kind, f"{name}.json")] = name, token
-        if missing:
-            fs, _ = self._storage
+            kept = {}
+            with suppress(InputError):
+                kept = read_json(self._kept_entry(kind, name))
+            if kept.get("token") == token:
+                found[name] = kept["entry"]
+            else:
+                missing[self._path(_ENTRIES, kind, f"{name}.json")] = name, token
+        fs, _ = self._storage
+        paths = list(missing)
+        for first in range(0, len(paths), _AT_ONCE):
             with self._speaking("read"):
-                contents = fs.cat(list(missing), on_error="omit")  # all at once; what was deleted meanwhile is left out
+                contents = fs.cat(paths[first : first + _AT_ONCE], on_error="omit")  # what was deleted meanwhile is left out
             for path, content in contents.items():
                 name, token = missing[path]
                 with suppress(ValueError):  # being written, on a storage that is a disk
@@ -165,6 +179,7 @@ class Remote:
                     f"{final.parent.name}/{final.name} is damaged on the shared workspace {self.url}; delete it and make it again."
                 )
             write_json(arriving / "whole" / MANIFEST, entry["manifest"])
+            shutil.rmtree(final, ignore_errors=True)  # where it is no longer whole
             os.replace(arriving / "whole", final)
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
@@ -172,9 +187,11 @@ class Remote:
     def drop(self, kind: str, name: str) -> None:
         """Delete the copy in the mirror, and nothing else."""
         final = self.mirror / kind / name
+        gone = final.with_name(f".{name}.gone")  # a name at which nobody looks, so that nobody takes what is left for whole
         with writing(final.parent), suppress(FileNotFoundError):
-            (final / MANIFEST).unlink()  # first, so that nobody takes what is left for whole
-            shutil.rmtree(final)
+            shutil.rmtree(gone, ignore_errors=True)
+            os.replace(final, gone)
+            shutil.rmtree(gone)
 
     # writing
 
@@ -297,8 +314,10 @@ class Remote:
 
     def _is_published(self, kind: str, name: str) -> bool:
         fs, _ = self._storage
-        with self._speaking("read"):
-            return fs.exists(self._path(_ENTRIES, kind, f"{name}.json"))
+        with self._speaking("read"), suppress(FileNotFoundError):  # not fs.exists, for which a storage that is away is an empty one
+            fs.info(self._path(_ENTRIES, kind, f"{name}.json"))
+            return True
+        return False
 
     def _path(self, *parts: str) -> str:
         return "/".join((self._storage[1], *parts))

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from neurflow_engine import inventory
-from neurflow_engine.inventory import EVALUATION, REMAINS, RUN, Choice, Inventory, in_words
+from neurflow_engine.inventory import EVALUATION, RUN, Choice, Inventory, in_words
 from pages.ui import cached, people, session, show
 
 LITTLE = 5e9  # bytes free, below which the line is a warning
@@ -53,9 +53,11 @@ def contents() -> None:
             ask(f"Delete {len(orphans.gone)} things that nothing needs", orphans, "orphans")
         copies = inventory.choose(found, copies=True)
         if copies.gone:
-            ask(
-                f"Delete {len(copies.gone)} local copies", copies, "copies", note="They are read from the shared storage again when needed."
-            )
+            with st.container(border=True, key="deleting_copies"):
+                st.text(f"Local copies take {in_words(copies.bytes)}. They are read from the shared storage again when they are needed.")
+                if st.button("Delete local copies", key="delete_copies"):
+                    delete(copies)
+                    st.rerun()
 
 
 def table(found: Inventory) -> pd.DataFrame:
@@ -76,28 +78,24 @@ def table(found: Inventory) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def ask(title: str, choice: Choice, key: str, decided: int = 0, note: str = "") -> None:
-    """What would go, a box to say that it is meant, and the button; ``note`` is a sentence about it."""
+def ask(title: str, choice: Choice, key: str, decided: int = 0) -> None:
+    """What would go, a box to say that it is meant, and the button."""
     with st.container(border=True, key=f"deleting_{key}"):
         for reason in choice.spared.values():
             show.error(reason)
         if not choice.gone:
             return
         kinds = [holding.kind for holding in choice.gone]
-        counts = ", ".join(f"{kinds.count(kind)} {_of(kind, kinds.count(kind))}" for kind in dict.fromkeys(kinds))
+        counts = ", ".join(
+            f"{kinds.count(kind)} {kind}{'s' if kinds.count(kind) > 1 and kind != 'remains' else ''}" for kind in dict.fromkeys(kinds)
+        )
         kept = f" What people decided ({decided}) stays, and is back when the same analysis is made again." if decided else ""
-        st.text(" ".join(filter(None, (f"{counts}: {in_words(choice.bytes)}.{kept}", note))))
-        sure = st.checkbox("Delete for good; there is no undo", key=f"sure_{key}")
+        st.text(f"{counts}: {in_words(choice.bytes)}.{kept}")
+        whose = " and for everybody" if cached.workspace().remote else ""
+        sure = st.checkbox(f"Delete for good{whose}; there is no undo", key=f"sure_{key}")
         if st.button(show.plain(title), key=f"delete_{key}", disabled=not sure):
             delete(choice)
             st.rerun()
-
-
-def _of(kind: str, count: int) -> str:
-    """What so many of a kind are called."""
-    if count == 1 or kind == REMAINS:
-        return kind
-    return f"{kind.removesuffix('y')}ies" if kind.endswith("y") else f"{kind}s"
 
 
 def delete(choice: Choice) -> None:
