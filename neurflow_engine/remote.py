@@ -20,11 +20,12 @@ import shutil
 import tarfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -105,7 +106,9 @@ class Remote:
         with self._speaking("read"), suppress(FileNotFoundError):
             for path, about in fs.find(f"{root}/{_ENTRIES}", detail=True).items():
                 kind, name = path.split("/")[-2:]
-                if kind in KINDS and not name.startswith("."):  # nothing that others put there leads out of the mirror
+                if (
+                    kind in KINDS and name.endswith(".json") and not name.startswith(".")
+                ):  # nothing that others put there leads out of the mirror
                     found.setdefault(kind, {})[name.removesuffix(".json")] = hashlib.sha256(repr(about).encode()).hexdigest()
         return found
 
@@ -125,17 +128,16 @@ class Remote:
         for first in range(0, len(paths), _AT_ONCE):
             with self._speaking("read"):
                 contents = fs.cat(paths[first : first + _AT_ONCE], on_error="omit")  # what was deleted meanwhile is left out
-            for path, content in contents.items():
-                name, token = missing[path]
-                with suppress(ValueError):  # being written, on a storage that is a disk
-                    found[name] = json.loads(content)
-                    write_json(self._kept_entry(kind, name), {"token": token, "entry": found[name]})
+                read = {path: json.loads(content) for path, content in contents.items()}
+            for path, entry in read.items():
+                found[missing[path][0]] = entry
+                write_json(self._kept_entry(kind, missing[path][0]), {"token": missing[path][1], "entry": entry})
         return found
 
     def entry(self, kind: str, name: str) -> dict | None:
         """One entry as it stands now; None where there is none."""
         fs, _ = self._storage
-        with self._speaking("read"), suppress(FileNotFoundError, ValueError):
+        with self._speaking("read"), suppress(FileNotFoundError):
             return json.loads(fs.cat_file(self._path(_ENTRIES, kind, f"{name}.json")))
         return None
 
@@ -204,14 +206,16 @@ class Remote:
             self._write_entry(kind, name, _grown(folder))
             return
         fs, _ = self._storage
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.relative_to(folder).parts[0] not in without]
+        left_out = {MANIFEST, *without}
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.relative_to(folder).parts[0] not in left_out]
+        files = [path for path in files if not path.name.startswith(".")]  # what a process left that was killed while it wrote
         archive = self.mirror / kind / f".{name}.tar"
         try:
             with writing(archive.parent):
-                digest = _packed(folder, [path for path in files if path != folder / MANIFEST], archive)
+                digest = _packed(folder, files, archive)
             entry = {"manifest": read_json(folder / MANIFEST), "archive": digest, "bytes": archive.stat().st_size}
             with self._speaking("written"):
-                fs.put_file(str(archive), self._archive(kind, name, entry))
+                self._put(self._archive(kind, name, entry), lambda at: fs.put_file(str(archive), at))
         finally:
             archive.unlink(missing_ok=True)
         self._write_entry(kind, name, entry)
@@ -250,9 +254,19 @@ class Remote:
 
     def _write_entry(self, kind: str, name: str, entry: dict) -> None:
         fs, _ = self._storage
+        content = json.dumps(entry, ensure_ascii=False).encode()
         with self._speaking("written"):
-            fs.pipe_file(self._path(_ENTRIES, kind, f"{name}.json"), json.dumps(entry, ensure_ascii=False).encode())
+            self._put(self._path(_ENTRIES, kind, f"{name}.json"), lambda at: fs.pipe_file(at, content))
         self._listed_at = 0.0
+
+    def _put(self, path: str, put: Callable[[str], object]) -> None:
+        """Write an object whole or not at all, as storages do by themselves, but for a disk (file://)."""
+        if "file" not in self._storage[0].protocol:
+            put(path)
+            return
+        unfinished = f"{path}.{uuid4().hex}"
+        put(unfinished)
+        os.replace(unfinished, path)
 
     # the storage
 
@@ -279,7 +293,7 @@ class Remote:
             raise WorkspaceError(
                 f"Workspace {self.url} needs {package}, which is not installed; install it with: pip install {package}"
             ) from None
-        if hasattr(fs, "auto_mkdir"):  # a disk has folders, and makes those above a file when it is asked to
+        if "file" in fs.protocol:  # a disk has folders, and makes those above a file when it is asked to
             fs.auto_mkdir = True
         mark = f"{root}/{_MARK}"
         with self._speaking("read"):

@@ -20,13 +20,13 @@ from sharing import build, ended, machine
 from streamlit.testing.v1 import AppTest
 from test_pages import opened, written
 
-from neurflow_engine import inventory
+from neurflow_engine import access, inventory
 from neurflow_engine.backup import back_up, restore
-from neurflow_engine.errors import RunError, WorkspaceError
+from neurflow_engine.errors import AccessError, RunError, WorkspaceError
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.store import MANIFEST, Run, Workspace
 from neurflow_engine.sweep_result import ClassState, names, open_sweep, sweeps, tell
-from pages.ui import cached
+from pages.ui import cached, commands
 
 ROOT = Path(__file__).resolve().parents[1]
 NOBODY = "postgresql://nobody@127.0.0.1:9/nothing"  # for what needs a database to be named, but never asks it
@@ -187,10 +187,13 @@ class TestOtherMachines:
             assert labels.get("cats", "layer1/0").text == "whiskers"
 
 
-def test_readers_never_see_half_of_a_run_while_others_publish_and_delete(shared, on, source, tmp_path):
+@pytest.mark.parametrize("protocol", ["s3", "file"])
+def test_readers_never_see_half_of_a_run_while_others_publish_and_delete(protocol, shared, source, tmp_path, monkeypatch):
     """Two machines make and delete the same three runs as fast as they can; one reads all that is listed, and keeps no copy."""
-    writers = [machine(tmp_path / f"writer-{first}", shared, source, "build_and_delete", first, 6) for first in (0, 1)]
-    expected, there, opened_, gone = contents(source.folder), on("reader"), 0, []
+    url = shared if protocol == "s3" else f"file://{tmp_path / 'disk'}"
+    writers = [machine(tmp_path / f"writer-{first}", url, source, "build_and_delete", first, 5) for first in (0, 1)]
+    monkeypatch.setenv("NEURFLOW_CACHE", str(tmp_path / "reader"))
+    expected, there, opened_, gone = contents(source.folder), Workspace(url), 0, []
     while any(writer.poll() is None for writer in writers):
         for summary in there.runs():
             try:
@@ -390,6 +393,22 @@ class TestTheApp:
         app.button(key=f"delete_{away.id}").click().run()
         assert not app.exception
         assert on("elsewhere").runs() == []
+
+    def test_starts_jobs_on_the_shared_workspace(self, shared, monkeypatch, tmp_path):
+        job = commands.demo()
+        try:
+            assert job.argv[-2:] == ("--workspace", shared)
+            assert job.folder.is_relative_to(tmp_path / "here")
+        finally:
+            commands.cancel(job)
+        while cached.jobs().get(job.id).active:
+            time.sleep(0.05)
+
+    def test_reads_images_of_its_own_mirror_and_nothing_else_there(self, shared, monkeypatch, tmp_path):
+        monkeypatch.setenv("NEURFLOW_ROOTS", "")
+        access.check_readable(Workspace().demo_folder / "images", "Folder")
+        with pytest.raises(AccessError):
+            access.check_readable(Workspace().root / "runs", "Folder")
 
     def test_says_in_one_sentence_that_labels_need_a_database(self, away, monkeypatch):
         monkeypatch.delenv("NEURFLOW_DATABASE_URL")
