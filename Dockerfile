@@ -2,10 +2,12 @@
 FROM python:3.12-slim AS build
 # where torch and torchvision come from, both from one place because they must fit; https://pypi.org/simple for NVIDIA graphics cards
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# what a workspace at a URL needs: s3fs or gcsfs
+ARG STORAGE=
 RUN python -m venv /venv
 COPY requirements.txt /
 RUN /venv/bin/pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision \
-    && /venv/bin/pip install --no-cache-dir -r /requirements.txt
+    && /venv/bin/pip install --no-cache-dir -r /requirements.txt $STORAGE
 
 FROM python:3.12-slim
 RUN useradd --uid 10001 --create-home neurflow && install -d -o neurflow -g neurflow /data
@@ -15,7 +17,7 @@ COPY app.py ./
 COPY .streamlit .streamlit
 COPY pages pages
 COPY neurflow_engine neurflow_engine
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NEURFLOW_WORKSPACE=/data HF_HOME=/data/huggingface
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NEURFLOW_WORKSPACE=/data NEURFLOW_CACHE=/data/mirrors HF_HOME=/data/huggingface
 USER 10001
 VOLUME /data
 EXPOSE 8501
