@@ -3,7 +3,7 @@
 In: trials and the half of the images that groups are chosen on. Out: dampings, the best first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -64,8 +64,9 @@ def _best(trials: Trials, cases: Cases, options: Sequence[tuple[str, str]], seed
 
     Every layer and scope gets a first look on one fold: as the contrast gives it, and after a few steps of refinement. The most promising
     ones, and the earliest layer, where a mark has not mixed with the rest yet but more steps are needed, are refined further in several
-    ways on that fold; the best of all are measured on the other fold too. Of two that are worth the same, the one wins that makes the
-    model surer of the true classes: folds of few images cannot tell them apart otherwise.
+    ways on that fold; the best of all are measured on the other fold too, and the simplest of those that are about as good is taken. Of two
+    that are worth the same, the one wins that makes the model surer of the true classes: folds of few images cannot tell them apart
+    otherwise.
     """
     folds = cases.folds()
 
@@ -102,8 +103,25 @@ def _best(trials: Trials, cases: Cases, options: Sequence[tuple[str, str]], seed
     values = plain | {how: value(how, 0) for how in ways}
     best = sorted(values, key=values.get, reverse=True)[:BEST]
     both = {how: tuple(np.mean([values[how], value(how, 1)], axis=0)) for how in best}
-    chosen = max(both, key=both.get)
+    chosen = simplest(both, len(cases.wrong))
     return made(chosen, None) if both[chosen][0] > 0 else None
+
+
+def simplest(values: Mapping[How, tuple[float, float]], n_wrong: int) -> How:
+    """The way with the fewest steps, and of these of the lowest rank, among those within a standard error of the best; of equals the best.
+
+    What a refinement gains on few images by chance it loses on others, and right images with it (the rule of one standard error: Breiman
+    et al., Classification and Regression Trees, 1984, section 3.4.3).
+
+    Args:
+        values: (worth, sureness), means over the folds.
+        n_wrong: images that may come back, in all folds.
+    """
+    best = max(worth for worth, _ in values.values())
+    share = min(max(best, 0.0), 1.0)
+    error = (share * (1 - share) / n_wrong) ** 0.5
+    good = [how for how, (worth, _) in values.items() if worth >= best - error]
+    return min(good, key=lambda how: (how.steps, how.rank, *(-value for value in values[how])))
 
 
 def _distinct_layers(trials: Trials) -> list[str]:
