@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.measuring import keep, kept_rows, machine, measured, photos, table
+from benchmarks.measuring import keep, kept_rows, machine, measured, photos, table, varied
 from neurflow_engine import demo
 from neurflow_engine.cost import predict
 from neurflow_engine.store import Evaluation, Workspace
@@ -49,15 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="photos (default: the demo's drawings)")
     parser.add_argument("--target", default="0", help="class that all images are made to be predicted as")
-    parser.add_argument("--full", action="store_true", help=f"the values of the full table: {FULL}")
-    for axis in AXES:
-        parser.add_argument(f"--{axis}", type=int, nargs="*", default=SMOKE[axis], help="values to try (none: leave it at the base)")
-    parser.add_argument("--base", type=int, nargs=3, default=SMOKE["base"], metavar=("N", "TAU", "DEPTH"))
-    if parser.parse_known_args()[0].full:
-        parser.set_defaults(**FULL)
-    arguments, others = parser.parse_known_args()
-    base = dict(zip(AXES, arguments.base, strict=True))
-    series = {axis: [base | {axis: value} for value in sorted(getattr(arguments, axis))] for axis in AXES}
+    arguments, others, series = varied(parser, SMOKE, FULL)
     arguments.out.mkdir(parents=True, exist_ok=True)
     model, kept = str(arguments.model), arguments.out / "growth.csv"
     with tempfile.TemporaryDirectory(dir=arguments.out.absolute()) as folder:

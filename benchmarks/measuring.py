@@ -1,5 +1,6 @@
 """What the benchmarks share: what this machine is and can do, work counted, an analysis measured in a process of its own, plain tables."""
 
+import argparse
 import csv
 import json
 import os
@@ -223,6 +224,27 @@ def photos(folder: Path, n: int) -> list[Path]:
     if not found:
         raise SystemExit(f"{folder} holds no photos ({', '.join(PHOTOS)})")
     return [found[place * len(found) // n] for place in range(n)] if n < len(found) else found
+
+
+def varied(parser: argparse.ArgumentParser, smoke: dict, full: dict) -> tuple[argparse.Namespace, list[str], dict[str, list[dict]]]:
+    """Add a flag for each axis that a benchmark varies alone around a base, and parse.
+
+    Args:
+        smoke, full: values to try by axis, and "base", a value for each axis; those of ``full`` with --full.
+
+    Returns:
+        What was given, flags that are not known, and by axis the points to measure.
+    """
+    axes = [axis for axis in smoke if axis != "base"]
+    parser.add_argument("--full", action="store_true", help=f"the values of the full table: {full}")
+    for axis in axes:
+        parser.add_argument(f"--{axis}", type=int, nargs="*", default=smoke[axis], help="values to try (none: leave it at the base)")
+    parser.add_argument("--base", type=int, nargs=len(axes), default=smoke["base"], metavar=tuple(axis.upper() for axis in axes))
+    if parser.parse_known_args()[0].full:
+        parser.set_defaults(**full)
+    given, others = parser.parse_known_args()
+    base = dict(zip(axes, given.base, strict=True))
+    return given, others, {axis: [base | {axis: value} for value in sorted(getattr(given, axis))] for axis in axes}
 
 
 def kept_rows(kept: Path, key: Callable[[dict], tuple]) -> dict[tuple, dict]:

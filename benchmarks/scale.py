@@ -45,10 +45,11 @@ def main() -> None:
     given = parser.parse_args()
     classifier = load_classifier(ModelConfig(name=given.model, random_weights=True), "cpu", ())
     anatomy = examine(classifier, (classifier.preprocessing.in_chans, *classifier.preprocessing.input_size))
-    evaluation = imagined(classifier, anatomy, predictions(given))
+    predicted = predictions(given)
+    evaluation = imagined(classifier, anatomy, predicted)
     layers = anatomy.default(DEPTH)
     whole = predict_sweep(evaluation, range(given.classes), layers)
-    without = predict_sweep(evaluation | {"predictions": all_right(evaluation.predictions)}, range(given.classes), layers)
+    without = predict_sweep(evaluation | {"predictions": with_nothing_known(predicted)}, range(given.classes), layers)
     parts = {
         "evaluation": given.images * evaluation.speed["forward"],
         "every patch once": whole.survey_seconds,
@@ -56,7 +57,7 @@ def main() -> None:
         "misleading groups": sum(whole.class_seconds.values()) - sum(without.class_seconds.values()),
     }
     total = sum(parts.values())
-    n_debugged = int((predictions(given).query("true != predicted")["predicted"].value_counts() >= effort.ENOUGH_WRONG).sum())
+    n_debugged = int((predicted.query("true != predicted")["predicted"].value_counts() >= effort.ENOUGH_WRONG).sum())
     print(f"{given.model}, {evaluation.speed['forward'] / 1e9:.2f} GFLOP an image; layers {', '.join(layers)}")
     print(f"{given.classes} classes, {given.images} images, {whole.n_patches} patches, {n_debugged} classes with enough wrong images")
     print(table(COLUMNS, [row(name, part, total, given) for name, part in {**parts, "together": total}.items()]))
@@ -121,8 +122,8 @@ def predictions(given: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame({"true": true, "predicted": np.where(is_wrong, others, true)})
 
 
-def all_right(predicted: pd.DataFrame) -> pd.DataFrame:
-    """The same predictions, as if they were all true and nothing known to compare them with: no class is debugged."""
+def with_nothing_known(predicted: pd.DataFrame) -> pd.DataFrame:
+    """The same predictions without true classes, so that no class is debugged."""
     return predicted.assign(true=pd.NA)
 
 

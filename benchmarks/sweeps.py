@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from benchmarks.measuring import PHOTOS, keep, kept_rows, machine, measured, table
+from benchmarks.measuring import PHOTOS, keep, kept_rows, machine, measured, table, varied
 from neurflow_engine import demo
 from neurflow_engine.cost import predict_sweep
 from neurflow_engine.store import Workspace
@@ -41,15 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where rows are kept, and workspaces while they are needed")
     parser.add_argument("--model", type=Path, default=demo.MODEL_FOLDER, metavar="DIR", help="timm's local-dir format")
     parser.add_argument("--data", type=Path, metavar="DIR", help="a folder of images for each class (default: the demo's drawings)")
-    parser.add_argument("--full", action="store_true", help=f"the values of the full table: {FULL}")
-    for axis in AXES:
-        parser.add_argument(f"--{axis}", type=int, nargs="*", default=SMOKE[axis], help="values to try (none: leave it at the base)")
-    parser.add_argument("--base", type=int, nargs=2, default=SMOKE["base"], metavar=("CLASSES", "IMAGES"))
-    if parser.parse_known_args()[0].full:
-        parser.set_defaults(**FULL)
-    arguments, others = parser.parse_known_args()
-    base = dict(zip(AXES, arguments.base, strict=True))
-    series = {axis: [base | {axis: value} for value in sorted(getattr(arguments, axis))] for axis in AXES}
+    arguments, others, series = varied(parser, SMOKE, FULL)
     arguments.out.mkdir(parents=True, exist_ok=True)
     of, kept = (str(arguments.model), " ".join(others)), arguments.out / "sweeps.csv"
     with tempfile.TemporaryDirectory(dir=arguments.out.absolute()) as folder:

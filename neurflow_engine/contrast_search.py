@@ -12,7 +12,7 @@ import numpy as np
 
 from neurflow_engine.cases import Cases, outcome, worth
 from neurflow_engine.contrast import at_level, direction
-from neurflow_engine.effort import BEST, FINALISTS, FIRST_STEPS, REFINEMENTS, SCOPES, STEPS
+from neurflow_engine.effort import AT_LENGTH, BEST, FINALISTS, FIRST_STEPS, REFINEMENTS, SCOPES, STEPS
 from neurflow_engine.errors import LayerError
 from neurflow_engine.progress import Progress, Stage
 from neurflow_engine.records import Damping
@@ -46,7 +46,7 @@ def contrast_groups(trials: Trials, cases: Cases, progress: Progress, seed: int)
         if len(cases.wrong) < (2 * ENOUGH if number else ENOUGH // 2) or len(cases.right_others) < ENOUGH:
             break
         options = [(layer, scope) for layer in layers for scope in SCOPES]
-        n_steps = len(options) * FIRST_STEPS + STEPS * ((FINALISTS + 1) * len(REFINEMENTS) + BEST + 1)
+        n_steps = len(options) * FIRST_STEPS + STEPS * AT_LENGTH
         with progress.stage(f"contrast {number + 1}" if number else "contrast", n_steps) as tick:
             best = _best(trials, cases, options, seed, tick)
         if best is None:

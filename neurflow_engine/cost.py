@@ -10,16 +10,14 @@ from math import exp, prod
 from statistics import mean
 
 from neurflow_engine.effort import (
-    BEST,
+    AT_LENGTH,
     CONTROL_IMAGES,
     DRAWS,
     ENOUGH_WRONG,
-    FINALISTS,
     FIRST_DRAWS,
     FIRST_STEPS,
     LAYERS,
     PER_STEP,
-    REFINEMENTS,
     RIGHT_PER_HALF,
     SCOPES,
     STEPS,
@@ -82,9 +80,8 @@ def predict(
     speed = evaluation.speed
     n_patches = n_images * patches_per_image(evaluation, granularities)
     steps, working = _steps(evaluation, n_patches, layers, tau, top_k)
-    base = speed["memory_mb"] + _BASE_MB
     seconds = _FIXED + n_patches * (speed["forward"] + _CROP) + sum(step.seconds for step in steps)
-    return Cost(seconds, max(base, min(memory_mb, base + working / (1 << 20))), n_patches)
+    return Cost(seconds, _resident_mb(evaluation, working, memory_mb), n_patches)
 
 
 def predict_sweep(
@@ -115,11 +112,10 @@ def predict_sweep(
         largest = max(largest, working)
     n_patches, n_channels = len(evaluation.predictions) * n_windows, len(evaluation.class_names)
     n_channels += sum(places[name]["n_channels"] for name in layers if name in places)
-    base = evaluation.speed["memory_mb"] + _BASE_MB
     return SweepCost(
         survey_seconds=n_patches * (forward + _CROP),
         class_seconds=seconds,
-        memory_mb=max(base, min(memory_mb, base + largest / (1 << 20))) + _DEBUG_MB,
+        memory_mb=_resident_mb(evaluation, largest, memory_mb) + _DEBUG_MB,
         n_patches=n_patches,
         survey_bytes=n_patches * n_channels * _FLOAT,
     )
@@ -129,6 +125,12 @@ def patches_per_image(evaluation: Evaluation, granularities: Sequence[float]) ->
     """How many windows an image is cut into."""
     height, width = evaluation.manifest["model"]["preprocessing"]["input_size"]
     return sum(_windows(height, part) * _windows(width, part) for part in granularities)
+
+
+def _resident_mb(evaluation: Evaluation, working: float, allowed_mb: int) -> float:
+    """Memory of a process that works in ``working`` bytes beyond the model, but for the model in no more than it is allowed."""
+    base = evaluation.speed["memory_mb"] + _BASE_MB
+    return max(base, min(allowed_mb, base + working / (1 << 20)))
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,7 @@ class _Debugging:
     def _contrast(self, n_images: float) -> float:
         """Passes of a search for a contrast group, on ``n_images``."""
         first = LAYERS * len(SCOPES) * (1.5 * n_images + _BACKWARD * FIRST_STEPS * PER_STEP)
-        finalists = (FINALISTS + 1) * len(REFINEMENTS) + BEST + 1
-        return self._typical * (first + finalists * (0.5 * n_images + _BACKWARD * STEPS * PER_STEP))
+        return self._typical * (first + AT_LENGTH * (0.5 * n_images + _BACKWARD * STEPS * PER_STEP))
 
 
 def _like(steps: Sequence[dict], upper: str, lower: str, places: dict) -> tuple[dict, float]:

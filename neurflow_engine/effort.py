@@ -10,4 +10,5 @@ FINALISTS = 2  # layers and scopes that a first look finds most promising
 BEST = 3  # of all that is tried on one fold, measured on the other too
 FIRST_STEPS, STEPS = 15, 80  # of refinement: at a first look, and of a finalist
 REFINEMENTS = ((0, 8.0), (0, 25.0), (8, 8.0), (8, 25.0))  # of a finalist: rank of the variation, weight of right images
+AT_LENGTH = (FINALISTS + 1) * len(REFINEMENTS) + BEST + 1  # refinements of all steps, at most: the earliest layer is a finalist too
 PER_STEP = 32  # images: half of them wrong, a quarter right ones of the target, a quarter right ones of other classes

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -250,11 +251,10 @@ class _Search:
                 entry, gains[candidate.id] = self._figures(candidate)
                 entries.append((candidate, entry))
                 tick.advance()
-        ceiling = self._ceiling()
         p_values = holm({name: gain_p_value(gain) for name, gain in gains.items()})
         for candidate, entry in entries:
             entry["p_value"] = p_values[candidate.id]
-            entry["beyond_ceiling"] = is_beyond(entry, ceiling)
+            entry["beyond_ceiling"] = is_beyond(entry, self.ceiling)
             entry["misleading"], entry["reason"] = judged(entry, len(self.wrong))
         return sorted(entries, key=lambda pair: (not pair[1]["misleading"], -(pair[1]["score"] or 0.0), pair[1]["p_value"]))
 
@@ -405,7 +405,7 @@ class _Search:
             "n_wrong": len(self.wrong),
             "n_clean": len(self.clean),
             "n_reported": len(self.reported.wrong),
-            "ceiling": self._ceiling(),
+            "ceiling": self.ceiling,
             "images": [
                 {
                     "path": row.path,
@@ -436,7 +436,8 @@ class _Search:
             "presence": [round(float(value), 4) for value in presence],
         }
 
-    def _ceiling(self) -> dict[str, float] | None:
+    @cached_property
+    def ceiling(self) -> dict[str, float] | None:
         """How many of the wrong images could come back at best: how often other images of their classes are predicted right.
 
         Images of these classes that are taken for the target are left out: they are what is to be mended.

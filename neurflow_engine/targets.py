@@ -17,13 +17,13 @@ def choose(evaluation: Evaluation, targets: str, index_of: Callable[[str], int])
     Raises:
         DataError: a class does not exist; InputError: there is none, or no number behind ``worst:``.
     """
-    table = evaluation.per_class()
     if targets == ALL:
         return list(range(len(evaluation.class_names)))
     if targets.startswith(WORST):
         number = targets.removeprefix(WORST)
         if not number.isdecimal() or not int(number):
             raise InputError(f"--targets {targets}: expected a number of classes from 1, e.g. {WORST}20.")
+        table = evaluation.per_class()
         if table["false_positives"].isna().all():
             raise DataError("No true class is known for these images, so no class is worse than another; name classes, or take all.")
         worst = table.sort_values(["false_positives", "predicted_images"], ascending=False, kind="stable")

@@ -39,6 +39,7 @@ def group(group_id: str, presence: list[float], **changed) -> dict:
         "presence_excess": 0.4,
         "auc": 0.94,
         "alarm_level": 0.5,
+        "beyond_ceiling": False,
         "presence": presence,
         "ways": {},
     } | changed

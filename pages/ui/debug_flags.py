@@ -105,7 +105,7 @@ def flag(scene: Scene, group: str) -> None:
     ceiling = scene.report.json["ceiling"]
     on, number = group in scene.silenced, scene.flagged.index(group)
     at_best = f" · at best {show.percent(ceiling['mean'])}{show.interval(ceiling['low'], ceiling['high'])} can come back" if ceiling else ""
-    if scene.report.group(group).get("beyond_ceiling"):  # reports made before this was told do not say
+    if scene.report.group(group)["beyond_ceiling"]:
         at_best += "; more do, so silencing it also pushes answers towards the true classes"
     with st.container(border=True, key=f"flag_{number}"):
         words, buttons = show.split(f"flag_{number}", [12, 8], "center")
