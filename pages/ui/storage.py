@@ -50,7 +50,7 @@ def contents() -> None:
             st.caption("Pick a run to delete it.")
         orphans = inventory.choose(found, orphans=True)
         if orphans.gone:
-            ask(f"Delete {len(orphans.gone)} things that nothing needs", orphans, "orphans")
+            ask(f"Delete {len(orphans.gone)} thing{'s' if len(orphans.gone) != 1 else ''} that nothing needs", orphans, "orphans")
         copies = inventory.choose(found, copies=True)
         if copies.gone:
             with st.container(border=True, key="deleting_copies"):

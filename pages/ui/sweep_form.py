@@ -7,6 +7,7 @@ import streamlit as st
 
 from neurflow_engine import cost
 from neurflow_engine.config import AnalysisConfig
+from neurflow_engine.inventory import in_words
 from neurflow_engine.store import Evaluation
 from neurflow_engine.sweep_result import Sweep
 from neurflow_engine.targets import choose
@@ -64,7 +65,7 @@ def _form(evaluations: list[Evaluation], usual: str | None = None) -> None:
             on_click=session.quietly(lambda: _start(evaluation, targets, title, price.memory_mb)),
         )  # fmt: skip
         words = f"{count:,} class{'es' if count != 1 else ''}, about {show.duration(price.seconds)} one after the other"
-        room = f"{price.memory_mb / 1024:.1f} GB of memory each, {price.survey_bytes / 1e9:.1f} GB on the disk for what they share"
+        room = f"{price.memory_mb / 1024:.1f} GB of memory each, {in_words(price.survey_bytes)} on the disk for what they share"
         st.caption(f"{words} · {room}" if targets else "Choose at least one class.")
         if job and not job.active:
             show.job_progress(job)
