@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from neurflow_engine import silencer_file
-from neurflow_engine.records import Damping, Filling, Layer
+from neurflow_engine.records import Damping, Filling, Layer, Silencer
 from neurflow_engine.store import SCHEMA, DebugReport, Run, Workspace
 
 CONTRAST = "layer1/contrast-0"  # misleading, with two typical places; its direction is neuron 3 of a layer that the run did not analyse
@@ -100,3 +100,14 @@ def report(run: Run, images_root: Path, workspace: Workspace, name: str = "by-ha
     }
     (folder / "manifest.json").write_text(json.dumps(content | changed))
     return DebugReport(folder)
+
+
+def filling_and_damping(run: Run) -> dict[str, tuple[Layer, Silencer]]:
+    """What silences a circuit group and a contrast group of one layer, where the order matters: they have the same neurons."""
+    layer, group = run.layers["layer3"], run.circuit.group["layer3/0"]
+    direction = np.zeros(layer.n_channels, np.float32)
+    direction[list(group.neurons)] = group.direction
+    return {
+        "layer3/0": (layer, Filling("layer3", group.neurons, (0.25,) * len(group.neurons))),
+        "layer3/contrast-1": (layer, Damping("layer3", direction, direction, 0.5, "position")),
+    }

@@ -7,15 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hand_made_debug import filling_and_damping
 
-from neurflow_engine import demo
+from neurflow_engine import demo, silencer_file
 from neurflow_engine.controls import interval
 from neurflow_engine.debugging import Debugger, contrast_presence, grid, window_around
 from neurflow_engine.errors import DataError, RunError
+from neurflow_engine.files import write_json
 from neurflow_engine.layers import positions
 from neurflow_engine.records import LOGITS, Damping, Filling, Layer, Variation
 from neurflow_engine.silencing import silenced
-from neurflow_engine.store import Run
+from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport, Run
 from neurflow_engine.tracing import edited, record
 from neurflow_engine.twins import random_twins
 
@@ -69,22 +71,25 @@ class TestSilencers:
         np.testing.assert_array_equal(damping.filter, misled_report.silencer(contrast).filter)
         assert filling == misled_report.silencer(first)
 
-    def test_are_the_same_in_whatever_order_groups_are_named(self, informed, paths, contrast):
+    def test_are_the_same_in_whatever_order_groups_are_named(self, demo_run, paths, tmp_path):
         """A damping and a filling of one layer do not give the same the other way round, so their order may not be left to chance."""
-        same_layer = f"{contrast.rpartition('/')[0]}/0"
-        silencers = informed.silencers([same_layer, contrast])
-        assert informed.silencers([contrast, same_layer]) == silencers
+        both = filling_and_damping(demo_run)
+        silencer_file.write(tmp_path / DebugReport.SILENCERS, both, {})
+        entries = [{"id": name, "kind": "contrast" if "contrast" in name else "circuit"} for name in both]
+        write_json(tmp_path / MANIFEST, {"schema": SCHEMA, "method": DebugReport.METHOD, "groups": entries})
+        informed = Debugger(demo_run, "cpu", DebugReport(tmp_path))
+        silencers = informed.silencers(list(both))
+        assert informed.silencers(list(both)[::-1]) == silencers
         damping, filling = silencers
         assert isinstance(damping, Damping)
         images = informed.load(paths)
         expected = informed.logits(images, [damping, filling])
         assert not torch.allclose(informed.logits(images, [filling, damping]), expected, atol=1e-2)
-        neurons = list(filling.neurons)
-        layer = informed.layers[filling.layer]
+        layer = informed.layers["layer3"]
         given = record(informed.classifier, images, [layer.name])[layer.name]
         for silencer in silencers:
             given = silenced(layer, given, silencer)
-        at_its_values = positions(layer, given)[..., neurons]
+        at_its_values = positions(layer, given)[..., list(filling.neurons)]
         torch.testing.assert_close(at_its_values, torch.tensor(filling.values).expand_as(at_its_values))
 
     def test_unknown_groups_bring_near_matches(self, debugger, informed, contrast):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hand_made_debug import filling_and_damping
 
 from neurflow_engine import silencer_file
 from neurflow_engine.debugging import Debugger
@@ -15,7 +16,6 @@ from neurflow_engine.errors import DataError, RunError
 from neurflow_engine.images import open_image
 from neurflow_engine.preview import compared, preview
 from neurflow_engine.progress import Silent
-from neurflow_engine.records import Damping, Filling
 from neurflow_engine.silencing import silenced, zeroed
 from neurflow_engine.store import MANIFEST, SCHEMA, DebugReport
 from neurflow_engine.tracing import edited
@@ -151,13 +151,7 @@ class TestWithAReport:
     @staticmethod
     def report(demo_run, found, folder, tmp_path_factory):
         """A report on the images of ``found`` with a group set to constants and a damped one; sailboats and two owls show one of them."""
-        group, layer = demo_run.circuit.group["layer3/0"], demo_run.layers["layer3"]
-        direction = np.zeros(layer.n_channels, np.float32)
-        direction[list(group.neurons)] = group.direction
-        silencers = {
-            "layer3/0": (layer, Filling("layer3", group.neurons, (0.25,) * len(group.neurons))),
-            "layer3/contrast-1": (layer, Damping("layer3", direction, direction, 0.5, "position")),
-        }
+        silencers = filling_and_damping(demo_run)
         paths = found["images"]["path"]
         shown = {
             "layer3/0": [float(path.startswith("sailboat")) for path in paths],
