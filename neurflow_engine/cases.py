@@ -39,12 +39,15 @@ class Cases:
         return tuple(replace(self, wrong=self.wrong[fold::2], right=self.right[fold::2]) for fold in (0, 1))
 
 
-def outcome(trials: Trials, silencers: Sequence[Silencer], cases: Cases) -> dict[str, float]:
+def outcome(trials: Trials, silencers: Sequence[Silencer], cases: Cases, enough: float = 0.0) -> dict[str, float]:
     """What silencing does: shares of wrong images that come back, and of right ones that are lost.
+
+    Args:
+        enough: 0..1; the price is looked at only where more than that comes back.
 
     Returns:
         "recovered" 0..1, "sureness" 0..1 (mean probability of the true class of the wrong images), "clean_accuracy_change" and
-        "target_recall_change" -1..0 (0 where nothing comes back, so that the price does not matter).
+        "target_recall_change" -1..0 (0 where too little comes back, so that the price does not matter).
     """
     true = cases.true
     found = {"recovered": 0.0, "sureness": 0.0, "clean_accuracy_change": 0.0, "target_recall_change": 0.0}
@@ -52,7 +55,7 @@ def outcome(trials: Trials, silencers: Sequence[Silencer], cases: Cases) -> dict
         logits = trials.logits(silencers, cases.wrong)
         found["recovered"] = float((logits.argmax(1) == true[cases.wrong]).mean())
         found["sureness"] = float(softmax(logits, axis=1)[np.arange(len(logits)), true[cases.wrong]].mean())
-    if found["recovered"] and len(cases.right):
+    if found["recovered"] > enough and len(cases.right):
         stays = trials.logits(silencers, cases.right).argmax(1) == true[cases.right]
         of_target = true[cases.right] == cases.target
         found["clean_accuracy_change"] = float(stays.mean() - 1)

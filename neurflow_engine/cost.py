@@ -10,14 +10,13 @@ from math import exp, prod
 from statistics import mean
 
 from neurflow_engine.effort import (
-    AT_LENGTH,
     CONTROL_IMAGES,
     DRAWS,
     ENOUGH_WRONG,
     FIRST_DRAWS,
-    FIRST_STEPS,
     LAYERS,
     PER_STEP,
+    REFINED,
     RIGHT_PER_HALF,
     SCOPES,
     STEPS,
@@ -37,6 +36,7 @@ _BASE_MB = 150.0  # beyond the loaded model: libraries loaded on the way, blocks
 _OPENED = 2.0  # seconds to load the model in a process that is there already, to find its layers and to write what is found
 _GROUPS = 5  # of the circuit in a layer, about
 _BACKWARD = 3.0  # passes that one with gradients takes as long as
+_TRIED = 2.5  # ways of a layer and scope that are measured before anything is refined, about
 _DEBUG_MB = 500  # that debugging takes beyond an analysis, about
 _FLOAT = 4  # bytes
 _COPY = 0.5  # of the bytes planned for a copy, those that are really taken: half of them are bfloat16, or never alive at once
@@ -193,8 +193,8 @@ class _Debugging:
 
     def _contrast(self, n_images: float) -> float:
         """Passes of a search for a contrast group, on ``n_images``."""
-        first = LAYERS * len(SCOPES) * (1.5 * n_images + _BACKWARD * FIRST_STEPS * PER_STEP)
-        return self._typical * (first + AT_LENGTH * (0.5 * n_images + _BACKWARD * STEPS * PER_STEP))
+        plain = LAYERS * len(SCOPES) * _TRIED * n_images / 2
+        return self._typical * (plain + REFINED * (_BACKWARD * PER_STEP + n_images / 2 / max(STEPS)))
 
 
 def _like(steps: Sequence[dict], upper: str, lower: str, places: dict) -> tuple[dict, float]:

@@ -287,13 +287,12 @@ class Debugger:
         for group in self.contrast_groups:
             damping = self.report.silencer(group["id"])
             shown = positions(self.layers[damping.layer], outputs[damping.layer])[0].float().cpu().numpy() @ damping.filter
-            score = shown.max() if damping.scope == "position" else shown.mean()
             box = (
                 window_around(int(shown.argmax()), len(shown), self.classifier.preprocessing.input_size)
-                if damping.scope == "position"
+                if damping.scope != "image"
                 else None
             )
-            found[group["id"]] = float(contrast_presence(score, group["usual"], group["typical"])), box
+            found[group["id"]] = float(contrast_presence(damping.of_images(shown), group["usual"], group["typical"])), box
         return found
 
     def _top5(self, logits: Tensor) -> tuple[tuple[TopClass, ...], ...]:

@@ -233,7 +233,8 @@ class _Search:
     def _contrast_candidates(self) -> list[Candidate]:
         """Directions beside the circuit, found on the first half."""
         found = []
-        for number, damping in enumerate(contrast_groups(self.trials, self.chosen, self.progress, self.seed), start=1):
+        ceiling = self.ceiling["mean"] if self.ceiling else 1.0
+        for number, damping in enumerate(contrast_groups(self.trials, self.chosen, ceiling, self.progress, self.seed), start=1):
             mass = np.sort(np.abs(damping.pattern * damping.filter))[::-1].cumsum()
             n_neurons = int(np.searchsorted(mass, 0.9 * mass[-1]) + 1)
             ways = {"damping": outcome(self.trials, [damping], self.chosen)}
@@ -355,8 +356,7 @@ class _Search:
         outputs = {name: positions(self.layers[name], output).float().cpu().numpy() for name, output in outputs.items()}
         shown = {}
         for candidate, entry in contrast:
-            values = outputs[candidate.silencer.layer] @ candidate.silencer.filter
-            scores = values.max(1) if candidate.silencer.scope == "position" else values.mean(1)
+            scores = candidate.silencer.of_images(outputs[candidate.silencer.layer] @ candidate.silencer.filter)
             shown[candidate.id] = contrast_presence(scores, entry["usual"], entry["typical"])
         return shown
 
@@ -377,15 +377,13 @@ class _Search:
         for places, values in self.trials.positions(damping.layer, wrong):
             shown = values @ damping.filter
             for place, own in zip(places, shown, strict=True):
-                strongest.append(
-                    (float(own.max() if damping.scope == "position" else own.mean()), int(wrong[place]), int(own.argmax()), len(own))
-                )
+                strongest.append((float(damping.of_images(own)), int(wrong[place]), int(own.argmax()), len(own)))
         found = []
         folder = self.draft.folder / "places" / candidate.id
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for number, (_, row, position, n_positions) in enumerate(sorted(strongest, reverse=True)[:_PLACES]):
-                box = window_around(position, n_positions, size) if damping.scope == "position" else (0, 0, size[1], size[0])
+                box = window_around(position, n_positions, size) if damping.scope != "image" else (0, 0, size[1], size[0])
                 pixels = self.classifier.preprocessing.to_pixels(torch.from_numpy(self.trials.images.read([row])[0]))
                 picture = Image.fromarray(pixels).crop(box).resize((_PLACE_SIDE, _PLACE_SIDE), Image.Resampling.BICUBIC)
                 picture.save(folder / f"{number}.jpg", quality=88)

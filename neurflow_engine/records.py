@@ -194,21 +194,34 @@ class Variation:
     writing: np.ndarray  # (rank, n_channels), float32
 
 
+# Which s decides at a position: its own; the mean over all positions of the image, for all of them; or the largest, for all of them.
+Scope = Literal["position", "image", "anywhere"]
+
+
 @dataclass(frozen=True, eq=False)
 class Damping:
     """Silencing along a direction: what a layer shows of it above a level is taken away, everything below stays as it is.
 
-    With s = filter . h, a position's vector h becomes h - max(0, s - level) * pattern. ``filter`` tells how much of the direction is
-    there, ``pattern`` what to take away for each unit of it (Haufe et al. 2014 on why the two differ; where filter . pattern = 1, s =
-    level afterwards). Compare the projection of ClArC (Anders et al. 2022). With a variation the pattern depends on the position's h.
+    With s = filter . h, a position's vector h becomes h - min(max(0, s - level), most) * pattern. ``filter`` tells how much of the
+    direction is there, ``pattern`` what to take away for each unit of it (Haufe et al. 2014 on why the two differ; where filter . pattern
+    = 1, s = level afterwards). Compare the projection of ClArC (Anders et al. 2022). ``most`` is for marks that are there or not: where
+    they are, the same is taken away however far s lies above the level. With a variation the pattern depends on the position's h. ``least``
+    is for marks that are sure in one place and faint around it: what is taken away counts min(max(0, s' - least), 1) times, where s' is the
+    largest s of the image (its mean in scope "image"), so that images without a sure place stay as they are.
     """
 
     layer: str
     filter: np.ndarray  # (n_channels,), float32
     pattern: np.ndarray  # (n_channels,), float32
     level: float  # the usual level
-    scope: Literal["position", "image"]  # s of each position for itself, or its mean over the positions of the image for all of them
+    scope: Scope
     variation: Variation | None = None
+    most: float | None = None  # above 0; None: all that exceeds the level
+    least: float | None = None  # None: every image is damped
+
+    def of_images(self, shown: np.ndarray) -> np.ndarray:
+        """How much each image shows of the direction: of s at all its positions, (n_images, n_positions), one s for each, (n_images,)."""
+        return shown.mean(-1) if self.scope == "image" else shown.max(-1)
 
 
 Silencer = Filling | Damping

@@ -1,10 +1,10 @@
-"""A damping improved by what it does: a few gradient steps on its filter and pattern, from where the contrast of activations put them.
+"""A damping improved by what it does: a few gradient steps from where the contrast of activations put it.
 
 In: a damping, wrong images that it is to mend and right ones that it is to leave alone. Out: a damping of the same layer, scope and
 level. A mean difference says what a mark adds to a layer, not what must be taken away so that the layers above no longer see it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,55 +20,69 @@ from neurflow_engine.trials import Trials
 
 _PIXELS_AT_ONCE = 32 * 128 * 128  # of the images whose gradients are computed together, to bound the memory they take
 _RATE = 0.06  # of Adam, in units of each neuron's own spread; falls to 0 along a cosine
+_LEAVE_ALONE = 8.0  # weight of right images in the end: how much a changed answer there counts against a mended one
 
 
-def refined(
-    trials: Trials,
-    damping: Damping,
-    cases: Cases,
-    scale: tuple[np.ndarray, np.ndarray],
-    steps: int,
-    rank: int = 0,
-    leave_alone: float = 8.0,
-    seed: int = 0,
+def pattern_refined(
+    trials: Trials, damping: Damping, cases: Cases, scale: tuple[np.ndarray, np.ndarray], steps: int, seed: int = 0
+) -> Damping:
+    """The damping after some steps of Adam on its pattern: when it acts, and how that varies, stay as they are.
+
+    Few numbers and few steps, so that they are learned from few images; see ``whole_refined`` for the loss and the arguments.
+    """
+    pattern, spread = _tensors(trials, damping.pattern, scale[1])
+    move = torch.zeros_like(pattern)
+    return _descended(trials, cases, [move], lambda: replace(damping, pattern=pattern + move * spread), steps, seed)
+
+
+def whole_refined(
+    trials: Trials, damping: Damping, cases: Cases, scale: tuple[np.ndarray, np.ndarray], steps: int, rank: int = 0, seed: int = 0
 ) -> Damping:
     """The damping after some steps of Adam on its filter and pattern, and on a variation; the network's weights stay as they are.
 
-    The loss is the cross-entropy of wrong images to their true class, plus the rising weight ``leave_alone`` times the divergence
-    (Kullback-Leibler) of right images' answers from those of the intact network. Few steps from a good start on few numbers; how well it
-    does must be measured on other images.
+    The loss is the cross-entropy of wrong images to their true class, plus a rising weight times the divergence (Kullback-Leibler) of
+    right images' answers from those of the intact network. How well it does must be measured on other images: with so many numbers to
+    move, those it is fitted on are partly learned by heart.
 
     Args:
         scale: ``neuron_scale`` of the layer, over right images.
         rank: of the variation; 0: what is taken away is the same everywhere.
-        leave_alone: weight of right images in the end: how much a changed answer there counts against a mended one.
 
     Raises:
         LayerError: the network cannot be cut at the damping's layer.
     """
-    layer, device = trials.replay.layers[damping.layer], trials.replay.classifier.device
-    filter, pattern = (torch.from_numpy(vector).to(device) for vector in (damping.filter, damping.pattern))
-    mean, spread = (torch.from_numpy(vector).to(device) for vector in scale)
+    filter, pattern, mean, spread = _tensors(trials, damping.filter, damping.pattern, *scale)
     per_neuron = filter.norm() / len(filter) ** 0.5
-    start = torch.randn((rank, len(filter)), generator=torch.Generator().manual_seed(seed)).to(device) / len(filter) ** 0.5
+    start = torch.randn((rank, len(filter)), generator=torch.Generator().manual_seed(seed)).to(filter) / len(filter) ** 0.5
     moves = [torch.zeros_like(filter), torch.zeros_like(pattern), start, torch.zeros_like(start)]
-    moves = [move.requires_grad_() for move in (moves if rank else moves[:2])]
 
     def moved() -> Damping:
         variation = Variation(mean, moves[2] / spread, moves[3] * spread) if rank else None
         return replace(damping, filter=filter + moves[0] * per_neuron, pattern=pattern + moves[1] * spread, variation=variation)
 
+    return _descended(trials, cases, moves if rank else moves[:2], moved, steps, seed)
+
+
+def _tensors(trials: Trials, *vectors: np.ndarray) -> list[Tensor]:
+    return [torch.from_numpy(vector).to(trials.replay.classifier.device) for vector in vectors]
+
+
+def _descended(trials: Trials, cases: Cases, moves: Sequence[Tensor], moved: Callable[[], Damping], steps: int, seed: int) -> Damping:
+    """What ``moved`` gives once the moves have gone down the loss."""
+    for move in moves:
+        move.requires_grad_()
+    name = moved().layer
+    layer, device = trials.replay.layers[name], trials.replay.classifier.device
     optimiser = torch.optim.Adam(moves, lr=_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     random = np.random.default_rng(seed)
     for step in range(steps):
         optimiser.zero_grad()
         # First mend, then leave alone: with the full weight from the start, doing nothing is the nearest solution.
-        weight = 1 + (leave_alone - 1) * step / steps
+        weight = 1 + (_LEAVE_ALONE - 1) * step / steps
         for rows, weights, wanted in _batches(trials, cases, weight, random):
-            outputs = torch.from_numpy(trials.outputs[damping.layer].read(rows)).to(device)
-            context = trials.context(damping.layer, rows)
-            logits = trials.replay.differentiable(damping.layer, damped(layer, outputs, moved()), context)
+            outputs = torch.from_numpy(trials.outputs[name].read(rows)).to(device)
+            logits = trials.replay.differentiable(name, damped(layer, outputs, moved()), trials.context(name, rows))
             # Cross-entropy to a distribution differs from the divergence by what does not depend on the damping.
             loss = (functional.cross_entropy(logits, wanted.to(device), reduction="none") * weights.to(device)).sum()
             for move, gradient in zip(moves, torch.autograd.grad(loss, moves), strict=True):
@@ -79,8 +93,8 @@ def refined(
 
 
 def _as_arrays(damping: Damping) -> Damping:
-    array = lambda tensor: tensor.detach().cpu().numpy()  # noqa: E731
-    variation = damping.variation and Variation(*(array(tensor) for tensor in vars(damping.variation).values()))
+    array = lambda vector: vector.detach().cpu().numpy() if isinstance(vector, Tensor) else vector  # noqa: E731
+    variation = damping.variation and Variation(*(array(vector) for vector in vars(damping.variation).values()))
     return replace(damping, filter=array(damping.filter), pattern=array(damping.pattern), variation=variation)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import safetensors.numpy
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from neurflow_engine.errors import FixError
 from neurflow_engine.files import write_atomically
-from neurflow_engine.records import Damping, Filling, Layer, Silencer, Variation
+from neurflow_engine.records import Damping, Filling, Layer, Scope, Silencer, Variation
 
 SCHEMA = 1
 TENSORS = ".safetensors"
@@ -54,8 +54,10 @@ class _Damping(_Entry):
     filter: str
     pattern: str
     level: FiniteFloat
-    scope: Literal["position", "image"]
+    scope: Scope
     variation: _Variation | None = None
+    most: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    least: FiniteFloat | None = None
 
 
 class _Content(BaseModel):
@@ -91,7 +93,15 @@ def write(path: Path, silencers: NamedSilencers, about: dict) -> None:
             varying = vars(silencer.variation) if silencer.variation else {}
             variation = _Variation(**{vector: f"{name}.{vector}" for vector in varying}) if varying else None
             names = {vector: f"{name}.{vector}" for vector in vectors}
-            entry = _Damping(layer=layer, **names, level=float(silencer.level), scope=silencer.scope, variation=variation)
+            entry = _Damping(
+                layer=layer,
+                **names,
+                level=float(silencer.level),
+                scope=silencer.scope,
+                variation=variation,
+                most=silencer.most,
+                least=silencer.least,
+            )
             tensors |= {f"{name}.{vector}": np.array(values, np.float32) for vector, values in (vectors | varying).items()}
         entries[name] = entry
     packed = safetensors.numpy.save(tensors)
@@ -190,7 +200,7 @@ def _silencer(path: Path, entry: _Filling | _Damping, tensors: Mapping[str, np.n
         vector(entry.variation.writing, np.float32, 2),
     )
     filter, pattern = vector(entry.filter, np.float32), vector(entry.pattern, np.float32)
-    return Damping(entry.layer.name, filter, pattern, entry.level, entry.scope, varying)
+    return Damping(entry.layer.name, filter, pattern, entry.level, entry.scope, varying, entry.most, entry.least)
 
 
 def _check(path: Path, name: str, layer: Layer, silencer: Silencer) -> None:
@@ -231,6 +241,10 @@ def _problem_of_damping(layer: Layer, damping: Damping) -> str:
             return f"its {name} has shape {np.shape(vector)}, expected {shape}"
         if not np.isfinite(vector).all():
             return f"its {name} has numbers that are not finite"
-    if damping.scope not in ("position", "image"):
-        return f"scope {damping.scope!r} is unknown, expected position or image"
+    if damping.scope not in get_args(Scope):
+        return f"scope {damping.scope!r} is unknown, expected one of {', '.join(get_args(Scope))}"
+    if damping.most is not None and not 0 < damping.most < np.inf:
+        return "the most that it takes away is no finite number above 0"
+    if damping.least is not None and not np.isfinite(damping.least):
+        return "the least from which it acts is not finite"
     return "" if np.isfinite(damping.level) else "its level is not finite"

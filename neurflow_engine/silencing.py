@@ -48,17 +48,22 @@ def damped(layer: Layer, output: Tensor, damping: Damping) -> Tensor:
         usual, reading, writing = (tensor(vector) for vector in vars(damping.variation).values())
         there = output.movedim(layer.channel_axis, -1) - usual
         taken = taken + (there @ reading.mT @ writing).movedim(-1, layer.channel_axis)
-    return output - excess(layer, output, tensor(damping.filter), damping.level, damping.scope) * taken
+    return output - excess(layer, output, damping) * taken
 
 
-def excess(layer: Layer, output: Tensor, filter: Tensor, level: float, scope: str) -> Tensor:
+def excess(layer: Layer, output: Tensor, damping: Damping) -> Tensor:
     """How far each position lies above the level, with an axis of length 1 in place of the channels; 0 for prefix tokens."""
+    filter = torch.as_tensor(damping.filter, device=output.device, dtype=output.dtype)
     shown = (output * along_channels(layer, output.ndim, filter)).sum(layer.channel_axis, keepdim=True)
     positions = [axis for axis in range(1, output.ndim) if axis != layer.channel_axis]
-    if scope == "image" and positions:
+    of_image = shown
+    if positions:
         patches = shown.narrow(1, layer.n_prefix_tokens, shown.shape[1] - layer.n_prefix_tokens) if layer.n_prefix_tokens else shown
-        shown = patches.mean(positions, keepdim=True).expand_as(shown)
-    above = torch.relu(shown - level)
+        over = torch.mean if damping.scope == "image" else torch.amax
+        of_image = over(patches, positions, keepdim=True).expand_as(shown)
+    above = ((shown if damping.scope == "position" else of_image) - damping.level).clamp(0, damping.most)
+    if damping.least is not None:
+        above = above * (of_image - damping.least).clamp(0, 1)
     if layer.n_prefix_tokens:
         above = torch.cat([torch.zeros_like(above[:, : layer.n_prefix_tokens]), above[:, layer.n_prefix_tokens :]], 1)
     return above

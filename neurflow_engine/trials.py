@@ -74,11 +74,10 @@ class Trials:
         return segment.context(torch.from_numpy(self.images.read(rows)).to(self.replay.classifier.device))
 
     def scores(self, damping: Damping, rows: Sequence[int]) -> np.ndarray:
-        """How much each image shows of a direction: filter . h, largest over positions or its mean as the scope says; (len(rows),)."""
+        """How much each image shows of a direction: filter . h, its mean over positions or the largest as the scope says; (len(rows),)."""
         found = np.zeros(len(rows), np.float32)
         for places, values in self.positions(damping.layer, rows):
-            shown = values @ damping.filter
-            found[list(places)] = shown.max(1) if damping.scope == "position" else shown.mean(1)
+            found[list(places)] = damping.of_images(values @ damping.filter)
         return found
 
     def logits(self, silencers: Sequence[Silencer], rows: Sequence[int], tick: Stage | None = None) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from nets import network
 from torch import nn
 
-from neurflow_engine.contrast import at_level, auc, direction
+from neurflow_engine.contrast import anywhere, at_level, auc, direction, gated, sure, varying
 from neurflow_engine.effort import SCOPES
 from neurflow_engine.records import Damping, Layer
 from neurflow_engine.replay import Replay
@@ -138,7 +138,7 @@ class TestAShift:
         return recorded(values, layer, tmp_path)
 
     def test_is_found_in_the_mean_over_the_image_better_than_at_its_strongest_place(self, trials):
-        found = {scope: direction(trials, "maps", scope, WRONG[SEEN], RIGHT[SEEN]) for scope in SCOPES}
+        found = {scope: direction(trials, "maps", scope, WRONG[SEEN], RIGHT[SEEN]) for scope in ("image", "position")}
         seen = {scope: auc(*(trials.scores(one, rows[UNSEEN]) for rows in (WRONG, RIGHT))) for scope, one in found.items()}
         assert seen["image"] > 0.99
         assert seen["position"] < 0.9
@@ -152,6 +152,108 @@ class TestAShift:
         above = trials.scores(damping, WRONG) > damping.level
         assert above.mean() > 0.9
         np.testing.assert_allclose(scores[above], damping.level, atol=1e-3)
+
+
+class TestAGate:
+    """A mark that is there or not, taken away once where it is."""
+
+    @pytest.fixture
+    def trials(self, layer, tmp_path):
+        return recorded(marked_somewhere()[0], layer, tmp_path)
+
+    @pytest.fixture
+    def found(self, trials):
+        return direction(trials, "maps", "position", WRONG[SEEN], RIGHT[SEEN])
+
+    def changed(self, trials: Trials, damping: Damping) -> np.ndarray:
+        """How far each position is moved, (2 * N_IMAGES, SIDE * SIDE)."""
+        layer = trials.replay.layers["maps"]
+        before = torch.from_numpy(trials.outputs["maps"].read(range(2 * N_IMAGES)))
+        moved = (before - silenced(layer, before, damping)).movedim(layer.channel_axis, -1).reshape(2 * N_IMAGES, -1, N_CHANNELS)
+        return moved[:, layer.n_prefix_tokens :].norm(dim=-1).numpy()
+
+    def test_takes_the_pattern_away_once_where_the_mark_is_and_nothing_elsewhere(self, trials, found):
+        _, _, places = marked_somewhere()
+        moved = self.changed(trials, gated(trials, found, WRONG[SEEN], RIGHT[SEEN], 0.5)) / np.linalg.norm(found.pattern)
+        at_marks = moved[WRONG, places]
+        assert (at_marks[UNSEEN] > 0.99).mean() > 0.8
+        assert at_marks.max() < 1.0001
+        assert (moved[RIGHT[UNSEEN]].max(1) == 0).mean() > 0.95
+
+    def test_opens_later_where_a_larger_share_is_asked_for(self, trials, found):
+        opened = [(self.changed(trials, gated(trials, found, WRONG, RIGHT, share)) > 0).sum() for share in (-0.2, 0.5, 1.0)]
+        assert opened[0] > opened[1] > opened[2] > 0
+
+    def test_of_what_exceeds_a_level_changes_no_image_without_a_sure_place_and_the_others_as_before(self, trials, found):
+        plain = at_level(trials, found, RIGHT[SEEN], 0.1)
+        everywhere, where_sure = self.changed(trials, plain), self.changed(trials, sure(trials, plain, WRONG[SEEN], RIGHT[SEEN], 0.5))
+        assert (everywhere[RIGHT] > 0).any(1).mean() > 0.8
+        assert (where_sure[RIGHT[UNSEEN]] == 0).all(1).mean() > 0.95
+        whole = where_sure[WRONG].max(1) >= 0.999 * everywhere[WRONG].max(1)
+        assert whole.mean() > 0.8
+        np.testing.assert_allclose(where_sure[WRONG][whole], everywhere[WRONG][whole], rtol=1e-3, atol=1e-3)
+
+    def test_is_none_where_right_images_show_as_much(self, trials, found):
+        assert gated(trials, found, RIGHT, WRONG, 0.5) is None
+        assert sure(trials, found, RIGHT, WRONG, 0.5) is None
+
+
+class TestAStripe:
+    """A mark whose sign differs from place to place: its mean is nothing, and it is everywhere."""
+
+    @pytest.fixture
+    def trials(self, layer, tmp_path):
+        values, random = usual()
+        values[WRONG] += random.choice([-1.0, 1.0], (N_IMAGES, SIDE * SIDE, 1)) * mark(random)
+        return recorded(values, layer, tmp_path)
+
+    @staticmethod
+    def covariances(trials: Trials, damping: Damping) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of positions of unseen images: wrong ones before and after, and right ones."""
+        layer = trials.replay.layers["maps"]
+
+        def covariance(outputs: torch.Tensor) -> np.ndarray:
+            places = outputs.movedim(layer.channel_axis, -1).reshape(len(outputs), -1, N_CHANNELS)[:, layer.n_prefix_tokens :]
+            return np.cov(places.reshape(-1, N_CHANNELS).numpy().T)
+
+        wrong, right = (torch.from_numpy(trials.outputs["maps"].read(rows[UNSEEN])) for rows in (WRONG, RIGHT))
+        return covariance(wrong), covariance(silenced(layer, wrong, damping)), covariance(right)
+
+    @pytest.fixture
+    def always(self):
+        """Takes something away at every place of every image."""
+        return Damping("maps", np.zeros(N_CHANNELS, np.float32), np.zeros(N_CHANNELS, np.float32), -1.0, "image", most=1.0)
+
+    def test_is_undone_by_a_variation_that_brings_the_covariance_back(self, trials, always):
+        before, after, usual_ = self.covariances(trials, varying(trials, always, WRONG[SEEN], RIGHT[SEEN], rank=1))
+        assert np.linalg.norm(after - usual_) < 0.4 * np.linalg.norm(before - usual_)
+
+    def test_of_all_directions_as_much_is_undone_as_the_rank_allows(self, trials, always):
+        left = []
+        for rank in (0, 1, N_CHANNELS):
+            before, after, usual_ = self.covariances(trials, varying(trials, always, WRONG, RIGHT, rank))
+            left.append(np.linalg.norm(after - usual_) / np.linalg.norm(before - usual_))
+        assert left[0] == pytest.approx(1, abs=1e-6)
+        assert left[2] < 0.1
+
+    def test_moves_the_mean_to_that_of_right_images_whatever_the_rank(self, layer, tmp_path):
+        values, random = usual()
+        values[WRONG] = values[WRONG] * 1.5 + mark(random)
+        trials = recorded(values, layer, tmp_path)
+        shift = gated(trials, direction(trials, "maps", "image", WRONG, RIGHT), WRONG, RIGHT, 0.2)
+        wrong = torch.from_numpy(trials.outputs["maps"].read(WRONG))
+        for rank in (0, 2, 4):
+            after = silenced(layer, wrong, varying(trials, shift, WRONG, RIGHT, rank))
+            places = after.movedim(layer.channel_axis, -1).reshape(N_IMAGES, -1, N_CHANNELS)[:, layer.n_prefix_tokens :]
+            np.testing.assert_allclose(places.mean((0, 1)), values[RIGHT].mean((0, 1)), atol=0.1)
+
+    def test_anywhere_takes_the_filter_of_places_and_the_pattern_of_whole_images(self, trials):
+        places, diffuse = (direction(trials, "maps", scope, WRONG, RIGHT) for scope in ("position", "image"))
+        both = anywhere(places, diffuse)
+        assert both.scope == "anywhere"
+        assert both.filter is places.filter
+        assert both.pattern is diffuse.pattern
+        assert anywhere(None, diffuse) is anywhere(places, None) is None
 
 
 class TestNothing:
@@ -172,7 +274,7 @@ class TestNothing:
         shift = direction(trials, "maps", "image", WRONG[SEEN], RIGHT[SEEN])
         assert auc(trials.scores(shift, WRONG[UNSEEN]), trials.scores(shift, RIGHT[UNSEEN])) > 0.99
 
-    @pytest.mark.parametrize("scope", SCOPES)
+    @pytest.mark.parametrize("scope", ["image", "position"])
     def test_what_is_found_between_images_of_one_kind_does_not_hold_on_others(self, scope, tmp_path):
         trials = recorded(usual()[0], LAYOUTS["NCHW"], tmp_path)
         found = direction(trials, "maps", scope, WRONG[SEEN], RIGHT[SEEN])

@@ -225,14 +225,14 @@ class TestRandomTwins:
     def shown(self, n_images: int = 6, n_positions: int = 50) -> np.ndarray:
         return np.random.default_rng(5).gamma(2.0, 1.0, (n_images, n_positions, 40)).astype(np.float32)
 
-    def damping(self, scope: str, seed: int = 1, varies: bool = False) -> Damping:
+    def damping(self, scope: str, seed: int = 1, varies: bool = False, most: float | None = None) -> Damping:
         random = np.random.default_rng(seed)
         vector = lambda *shape: (random.normal(size=shape) / 6).astype(np.float32)  # noqa: E731
         variation = Variation(vector(40), vector(3, 40), vector(3, 40)) if varies else None
         filter = vector(40)
         scores = self.shown() @ filter
-        level = float(np.median(scores.mean(1) if scope == "image" else scores))
-        return Damping("layer", filter, vector(40), level, scope, variation)
+        level = float(np.median({"position": scores, "image": scores.mean(1), "anywhere": scores.max(1)}[scope]))
+        return Damping("layer", filter, vector(40), level, scope, variation, most)
 
     @staticmethod
     def taken(damping: Damping, shown: np.ndarray) -> np.ndarray:
@@ -242,16 +242,17 @@ class TestRandomTwins:
         return (before - silenced(layer, before, damping)).norm(dim=-1).numpy()
 
     @pytest.mark.parametrize("varies", [False, True], ids=["the same everywhere", "with a variation"])
-    @pytest.mark.parametrize("scope", ["position", "image"])
-    def test_of_a_damping_act_as_often_and_take_away_as_much_in_other_directions(self, scope, varies):
-        damping, shown = self.damping(scope, varies=varies), self.shown()
+    @pytest.mark.parametrize("most", [None, 0.2], ids=["all", "no more than the most"])
+    @pytest.mark.parametrize("scope", ["position", "image", "anywhere"])
+    def test_of_a_damping_act_as_often_and_take_away_as_much_in_other_directions(self, scope, most, varies):
+        damping, shown = self.damping(scope, varies=varies, most=most), self.shown()
         own = self.taken(damping, shown)
         assert 0 < (own > 0).mean() < 1
         for twin in random_twins(damping, self.SAMPLE, shown, 20, seed=0):
             found = self.taken(twin, shown)
             assert found.mean() == pytest.approx(own.mean(), rel=1e-3)
             assert (found > 0).mean() == pytest.approx((own > 0).mean(), abs=0.02)
-            assert (twin.layer, twin.scope, twin.variation) == ("layer", scope, None)
+            assert (twin.layer, twin.scope, twin.variation, twin.most, twin.least) == ("layer", scope, None, most, None)
             along, ours = (vector / np.linalg.norm(vector) for vector in (twin.pattern, damping.pattern))
             assert abs(along @ ours) < 0.9
 

@@ -37,7 +37,7 @@ MODELS = {  # name: arguments, input size
     "test_convnext": ({"num_classes": 5}, 64),
     "swin_tiny_patch4_window7_224": (SMALL_SWIN, 64),  # channels last
 }
-KINDS = ("zero", "mean", "position", "image")
+KINDS = ("zero", "mean", "position", "image", "anywhere")
 
 
 def plain(name: str, **changes) -> torch.nn.Module:
@@ -60,7 +60,8 @@ def random_silencer(net, layer: Layer, kind: str, batch: torch.Tensor, seed: int
     level = float(shown.mean() - 3 * shown.std())
     vectors = lambda n: (random.normal(size=(n, layer.n_channels)) * 0.1).astype(np.float32)  # noqa: E731
     variation = Variation(vectors(1)[0], vectors(2), vectors(2)) if kind == "image" else None
-    return Damping(layer.name, filter.astype(np.float32), pattern.astype(np.float32), level, kind, variation)
+    bounds = {"most": float(shown.std()), "least": float(shown.flatten(1).amax(1).mean() - 0.5)} if kind == "anywhere" else {}
+    return Damping(layer.name, filter.astype(np.float32), pattern.astype(np.float32), level, kind, variation, **bounds)
 
 
 def save_fix(path: Path, model: torch.nn.Module, size: int, silencers: silencer_file.NamedSilencers) -> Path:
@@ -401,7 +402,9 @@ def test_a_fix_of_unknown_or_no_groups_or_of_another_run_is_refused(demo_run, de
 def test_silencers_come_back_bit_by_bit_from_either_file_or_their_folder(tmp_path):
     layer = Layer("blocks.2[0][1]", 4, 2, (7, 4), n_prefix_tokens=1)
     filling = Filling(layer.name, (3, 0), (0.1 + 0.2, -1e-320))
-    damping = Damping(layer.name, np.float32([1 / 3, -0.0, 1e-40, 3]), np.float32([1, 2, 3, 4]) / 7, 1 / 3, "image")
+    damping = Damping(
+        layer.name, np.float32([1 / 3, -0.0, 1e-40, 3]), np.float32([1, 2, 3, 4]) / 7, 1 / 3, "anywhere", most=0.1 + 0.2, least=-1 / 3
+    )
     path = tmp_path / "deep" / "fix.json"
     silencer_file.write(path, {"late": (layer, damping), "a/1": (layer, filling)}, {"note": "ä", "none": None})
     for given in (path, str(path.with_suffix(".safetensors")), path.parent):
@@ -410,7 +413,8 @@ def test_silencers_come_back_bit_by_bit_from_either_file_or_their_folder(tmp_pat
         assert list(silencers) == ["late", "a/1"]
         assert silencers["a/1"] == (layer, filling)
         read_layer, read_damping = silencers["late"]
-        assert (read_layer, read_damping.layer, read_damping.level, read_damping.scope) == (layer, layer.name, 1 / 3, "image")
+        assert (read_layer, read_damping.layer, read_damping.level, read_damping.scope) == (layer, layer.name, 1 / 3, "anywhere")
+        assert (read_damping.most, read_damping.least) == (0.1 + 0.2, -1 / 3)
         for vector in ("filter", "pattern"):
             assert getattr(read_damping, vector).tobytes() == getattr(damping, vector).tobytes()
 
@@ -423,6 +427,8 @@ def test_silencers_come_back_bit_by_bit_from_either_file_or_their_folder(tmp_pat
         (lambda layer, damping: (layer, replace(damping, filter=np.float32([1, 2]))), r"filter has shape \(2,\), expected \(3,\)"),
         (lambda layer, damping: (layer, replace(damping, layer="other")), "it is for layer other"),
         (lambda layer, damping: (layer, replace(damping, scope="pixel")), "scope 'pixel' is unknown"),
+        (lambda layer, damping: (layer, replace(damping, most=0.0)), "most that it takes away is no finite number above 0"),
+        (lambda layer, damping: (layer, replace(damping, least=float("inf"))), "least from which it acts is not finite"),
         (lambda layer, damping: (replace(layer, channel_axis=2), damping), r"axis 2 of .* has not 3 channels"),
         (lambda layer, damping: (layer, Filling("stage", (3,), (0.0,))), "there is no neuron 3"),
         (lambda layer, damping: (layer, Filling("stage", (1, 1), (0.0, 0.0))), "named twice"),

@@ -1,7 +1,7 @@
 """A damping refined on a small network whose answer a mark turns: it mends images that it never saw, and leaves right ones alone."""
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from neurflow_engine.cases import Cases
-from neurflow_engine.contrast import at_level, direction
-from neurflow_engine.records import Layer
-from neurflow_engine.refinement import neuron_scale, refined
+from neurflow_engine.contrast import at_level, direction, gated
+from neurflow_engine.records import Layer, Variation
+from neurflow_engine.refinement import neuron_scale, pattern_refined, whole_refined
 from neurflow_engine.replay import Replay
 from neurflow_engine.rows import Rows
 from neurflow_engine.trials import Trials
@@ -103,23 +103,45 @@ def test_the_mark_turns_the_answer(trials):
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_refined_it_mends_more_of_what_it_never_saw_and_right_pictures_stay_right(rank, trials, start, scale):
-    before, after = shares(trials, start), shares(trials, refined(trials, start, CASES, scale, 60, rank))
+    before, after = shares(trials, start), shares(trials, whole_refined(trials, start, CASES, scale, 60, rank))
     assert after[0] > max(0.8, before[0] + 0.1)
     assert after[1] > 0.9
 
 
-def test_a_larger_weight_of_right_pictures_changes_their_answers_less(trials, start, scale):
+def test_its_pattern_alone_refined_mends_more_and_acts_where_it_did(trials, start, scale):
+    gate = gated(trials, start, CASES.wrong, CASES.right_others, 0.5)
+    found = pattern_refined(trials, gate, CASES, scale, 40)
+    assert shares(trials, found)[0] > shares(trials, gate)[0] + 0.05
+    assert shares(trials, found)[1] > 0.9
+    np.testing.assert_array_equal(found.filter, gate.filter)
+    assert found.variation is gate.variation is None
+
+
+def test_a_variation_that_is_there_stays_when_the_pattern_is_refined(trials, start, scale):
+    random = np.random.default_rng(0)
+    vectors = [random.normal(size=shape).astype(np.float32) / 50 for shape in (N_CHANNELS, (2, N_CHANNELS), (2, N_CHANNELS))]
+    varied = replace(start, variation=Variation(*vectors))
+    found = pattern_refined(trials, varied, CASES, scale, 3)
+    for before, after in zip(vectors, vars(found.variation).values(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert not np.allclose(found.pattern, start.pattern)
+
+
+def test_right_pictures_are_changed_less_the_longer_they_count(trials, start, scale, monkeypatch):
     def changed(weight: float) -> float:
-        damping = refined(trials, start, CASES, scale, 40, leave_alone=weight)
+        monkeypatch.setattr("neurflow_engine.refinement._LEAVE_ALONE", weight)
+        damping = whole_refined(trials, start, CASES, scale, 40)
         return float(np.abs(trials.logits([damping], UNSEEN) - trials.intact[UNSEEN]).mean())
 
     assert changed(50.0) < changed(1.0)
 
 
-def test_layer_scope_and_level_stay_and_a_rank_brings_a_variation(trials, start, scale):
+def test_layer_scope_and_bounds_stay_and_a_rank_brings_a_variation(trials, start, scale):
+    bounded = replace(start, most=2.0, least=start.level)
     for rank in (0, 4):
-        found = refined(trials, start, CASES, scale, 3, rank)
-        assert (found.layer, found.scope, found.level) == (start.layer, start.scope, start.level)
+        found = whole_refined(trials, bounded, CASES, scale, 3, rank)
+        for name in ("layer", "scope", "level", "most", "least"):
+            assert getattr(found, name) == getattr(bounded, name)
         assert found.filter.dtype == found.pattern.dtype == np.float32
         assert (found.variation is None) == (rank == 0)
     assert found.variation.reading.shape == found.variation.writing.shape == (4, N_CHANNELS)
@@ -129,7 +151,7 @@ def test_layer_scope_and_level_stay_and_a_rank_brings_a_variation(trials, start,
 
 def test_the_same_seed_gives_the_same_damping_and_the_network_stays_as_it_was(classifier, trials, start, scale):
     weights = {name: value.clone() for name, value in classifier.model.state_dict().items()}
-    first, again, other = (refined(trials, start, CASES, scale, 5, 2, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (whole_refined(trials, start, CASES, scale, 5, 2, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.filter, again.filter)
     np.testing.assert_array_equal(first.variation.writing, again.variation.writing)
     assert not np.array_equal(first.filter, other.filter)

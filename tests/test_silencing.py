@@ -19,7 +19,7 @@ VECTOR = Layer("maps", 5, 1, (5,))
 LAYERS = (NCHW, NHWC, TOKENS, PREFIXED, VECTOR)
 
 layers = st.sampled_from(LAYERS)
-scopes = st.sampled_from(["position", "image"])
+scopes = st.sampled_from(["position", "image", "anywhere"])
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=60, deadline=None)
 
@@ -43,9 +43,9 @@ def of_image(layer: Layer, output: torch.Tensor) -> torch.Tensor:
 
 
 def score(layer: Layer, output: torch.Tensor, damping: Damping) -> torch.Tensor:
-    """s of each position; in scope "image" its mean over the image."""
+    """s of each position; in scope "image" its mean over the image, in "anywhere" the largest."""
     shown = of_image(layer, output) @ torch.from_numpy(damping.filter)
-    return shown.mean(1) if damping.scope == "image" else shown
+    return {"position": shown, "image": shown.mean(1), "anywhere": shown.amax(1)}[damping.scope]
 
 
 @quick
@@ -62,7 +62,7 @@ def test_filled_neurons_have_their_values_everywhere_and_the_others_stay(layer, 
 
 
 @quick
-@given(layers, seeds, scopes, st.floats(-3, 3))
+@given(layers, seeds, st.sampled_from(["position", "image"]), st.floats(-3, 3))
 def test_after_damping_no_score_exceeds_the_level_and_those_that_did_reach_it(layer, seed, scope, level):
     output, silencer = noise(layer, seed), damping(seed, scope, level)
     before, after = score(layer, output, silencer), score(layer, silenced(layer, output, silencer), silencer)
@@ -114,7 +114,7 @@ def test_maps_maps_with_channels_last_and_tokens_are_silenced_alike(seed, scope,
 @given(layers, seeds)
 def test_an_image_is_silenced_the_same_alone_and_among_others(layer, seed):
     output = noise(layer, seed)
-    for scope in ("position", "image"):
+    for scope in ("position", "image", "anywhere"):
         silencer = damping(seed, scope)
         together = silenced(layer, output, silencer)
         torch.testing.assert_close(silenced(layer, output[:1], silencer), together[:1], rtol=0, atol=1e-12)
@@ -128,7 +128,30 @@ def test_each_position_answers_for_itself_or_all_for_their_mean():
     by_image = silenced(layer, output, Damping("maps", filter, pattern, 1.0, "image"))
     assert by_position.tolist() == [[[[1.0, 0.0]], [[-0.5, 1.0]]]]  # left: 3 above the level
     assert by_image.tolist() == [[[[3.0, -1.0]], [[0.5, 0.5]]]]  # the mean, 2, is 1 above it
-    assert excess(layer, output, torch.from_numpy(filter), 1.0, "position").tolist() == [[[[3.0, 0.0]]]]
+    assert excess(layer, output, Damping("maps", filter, pattern, 1.0, "position")).tolist() == [[[[3.0, 0.0]]]]
+
+
+def test_what_some_place_betrays_is_taken_away_everywhere():
+    layer = Layer("maps", 2, 1, (2, 1, 2))
+    output = torch.tensor([[[[4.0, 0.0]], [[1.0, 1.0]]], [[[0.5, 0.0]], [[1.0, 1.0]]]])  # the second image shows less than the level
+    filter, pattern = np.float32([1, 0]), np.float32([0, 0.5])
+    after = silenced(layer, output, Damping("maps", filter, pattern, 1.0, "anywhere"))
+    assert after.tolist() == [[[[4.0, 0.0]], [[-0.5, -0.5]]], [[[0.5, 0.0]], [[1.0, 1.0]]]]
+
+
+def test_of_a_mark_that_is_there_or_not_no_more_than_the_most_is_taken_away():
+    layer = Layer("maps", 1, 1, (1, 1, 4))
+    output = torch.tensor([[[[0.5, 1.25, 2.0, 9.0]]]])
+    one = np.float32([1])
+    assert excess(layer, output, Damping("maps", one, one, 1.0, "position", most=1.0)).tolist() == [[[[0.0, 0.25, 1.0, 1.0]]]]
+
+
+def test_images_without_a_sure_place_stay_as_they_are():
+    layer = Layer("maps", 1, 1, (1, 1, 3))
+    output = torch.tensor([[[[0.0, 2.0, 5.0]]], [[[0.0, 2.0, 4.5]]], [[[2.0, 2.0, 4.0]]]])
+    one = np.float32([1])
+    found = excess(layer, output, Damping("maps", one, one, 1.0, "position", least=4.0))
+    assert found.tolist() == [[[[0.0, 1.0, 4.0]]], [[[0.0, 0.5, 1.75]]], [[[0.0, 0.0, 0.0]]]]
 
 
 def test_lower_precision_stays_and_gradients_flow():
