@@ -68,7 +68,7 @@ def contrast_groups(trials: Trials, cases: Cases, ceiling: float, progress: Prog
             break
         n_steps = len(layers) * len(SCOPES) * _PLAIN_STEPS + REFINED
         with progress.stage(f"contrast {number + 1}" if number else "contrast", n_steps) as tick:
-            best = _Search(trials, cases, seed, tick).best(layers, ceiling)
+            best = _Search(trials, cases, seed, tick).best(layers, ceiling, thorough=not found)
         if best is None:
             break
         found.append(best)
@@ -86,23 +86,23 @@ class _Search:
     def __init__(self, trials: Trials, cases: Cases, seed: int, tick: Stage):
         self.trials, self.cases, self.folds, self.seed, self.tick = trials, cases, cases.folds(), seed, tick
 
-    def best(self, layers: Sequence[str], ceiling: float) -> Damping | None:
+    def best(self, layers: Sequence[str], ceiling: float, thorough: bool) -> Damping | None:
         """The damping that undoes most of the wrong images at the least price; None where nothing is worth its price.
 
         Every layer and scope is tried as the contrast gives it, in several ways. Where that does not come near the ceiling, patterns of
-        the most promising ones are refined; where that does not either, whole dampings of single positions. What is best on one fold is
-        measured on the other too, and the simplest of those that are about as good is taken.
+        the most promising ones are refined; where that does not either, and the search is to be thorough, whole dampings of positions.
+        What is best on one fold is measured on the other too, and the simplest of those that are about as good is taken.
         """
         enough = ceiling - 2 * standard_error(ceiling, len(self.cases.wrong))
         plain: dict[How, Value] = {}
         for option in ((layer, scope) for layer in layers for scope in SCOPES):
             plain |= self._plain(*option, bar=self._bar(plain))
             self.tick.advance(_PLAIN_STEPS)
-        values = self._on_both(sorted(plain, key=plain.get, reverse=True)[:BEST])
-        for refinements in (self._patterns, self._whole):
+        values = self._on_both(plain)
+        for refinements in (self._patterns, self._whole) if thorough else (self._patterns,):
             if max(worth for worth, _ in values.values()) >= enough:
                 break
-            values |= self._on_both(refinements(plain, layers))
+            values |= self._on_both({how: self._value(how, 0) for how in refinements(plain, layers)})
         chosen = simplest(values, len(self.cases.wrong))
         return self._made(chosen, None) if values[chosen][0] > 0 else None
 
@@ -135,9 +135,10 @@ class _Search:
         finalists = dict.fromkeys([*promising, layers[0]])
         return [How(layer, "position", WHOLE, _SHARE_OF_WHOLE, rank, WHOLE_STEPS) for layer in finalists for rank in WHOLE_RANKS]
 
-    def _on_both(self, ways: Sequence[How]) -> dict[How, Value]:
-        """What ways are worth, made on either fold and measured on the other."""
-        return {how: tuple(np.mean([self._value(how, fold) for fold in (0, 1)], axis=0)) for how in ways}
+    def _on_both(self, values: Mapping[How, Value]) -> dict[How, Value]:
+        """What the best of some ways on the first fold are worth, made on either fold and measured on the other."""
+        best = sorted(values, key=values.get, reverse=True)[:BEST]
+        return {how: tuple(np.mean([values[how], self._value(how, 1)], axis=0)) for how in best}
 
     @staticmethod
     def _bar(values: Mapping[How, Value]) -> float:

@@ -12,5 +12,7 @@ BEST = 3  # of all that is tried on one fold, measured on the other too
 FINALISTS = 3  # layers and scopes that are refined
 STEPS = (15, 40)  # of refining a pattern
 FIRST_STEPS, WHOLE_STEPS, WHOLE_RANKS = 15, 40, (0, 8)  # of refining filter, pattern and variation: at a first look, and of a finalist
-REFINED = 2 * FINALISTS * sum(STEPS) + LAYERS * FIRST_STEPS + (2 * FINALISTS * len(WHOLE_RANKS) + 1) * WHOLE_STEPS  # steps, at most
+REFINED = (  # steps, at most
+    FINALISTS * sum(STEPS) + BEST * max(STEPS) + LAYERS * FIRST_STEPS + (FINALISTS * len(WHOLE_RANKS) + BEST + 1) * WHOLE_STEPS
+)
 PER_STEP = 32  # images: half of them wrong, a quarter right ones of the target, a quarter right ones of other classes
