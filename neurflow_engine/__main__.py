@@ -106,6 +106,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights: .safetensors, .pth, .pt, .bin")
     model.add_argument("--model-kwargs", type=_json_object, default={}, metavar="JSON", help="arguments of the architecture")
     model.add_argument("--class-map", type=Path, metavar="FILE", help="class names: one per line, CSV or JSON")
+    model.add_argument("--merge", type=Path, metavar="FILE", help='classes that count as one, JSON: {"dog": ["151-268"], ...}')
     model.add_argument("--random-weights", action="store_true", help="untrained weights (to try things out)")
     model.add_argument("--input-size", type=_size, metavar="SIDE|HxW")
     model.add_argument("--crop-pct", type=float)

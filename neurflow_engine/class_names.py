@@ -20,6 +20,7 @@ UNKNOWN = "unknown"
 
 _LARGEST_MAP = 10 << 20  # bytes
 _NUMBERED = re.compile(r"(\d+)(?:[_\-. ]+(.+))?")
+_RANGE = re.compile(r"(\d+) *- *(\d+)")
 _WORDNET_ID = re.compile(r"(n\d{8})(?:[_\-. ].*)?")
 
 
@@ -109,13 +110,7 @@ def read_class_map(path: Path, n_classes: int) -> tuple[str, ...]:
     readers = {".txt": _from_lines, ".csv": _from_table, ".json": _from_json}
     if path.suffix.lower() not in readers:
         raise ModelError(f"Class map {path} has to be a .txt, .csv or .json file.")
-    check_readable(path, "Class map")
-    try:
-        if path.stat().st_size > _LARGEST_MAP:
-            raise ModelError(f"Class map {path} has more than {_LARGEST_MAP >> 20} MB, so it holds no names; give another file.")
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"Class map {path} cannot be read ({getattr(error, 'strerror', None) or 'it is not UTF-8 text'}).") from None
+    text = _text(path, "Class map")
     try:
         names = readers[path.suffix.lower()](text)
     except (ValueError, TypeError, KeyError) as error:
@@ -123,6 +118,60 @@ def read_class_map(path: Path, n_classes: int) -> tuple[str, ...]:
     if len(names) != n_classes:
         raise ModelError(f"Class map {path} names {len(names)} classes, but the model has {n_classes}; it needs one name per class.")
     return tuple(names)
+
+
+def read_merge(path: Path, class_names: Sequence[str], source: str = UNKNOWN) -> dict[str, tuple[int, ...]]:
+    """Which classes of a model count as one, for folders that tell less apart than the model does: their indices by the name of the whole.
+
+    The file is JSON: ``{name: [class, ...]}``, where a class is its name, its index, or a range of indices such as ``"151-268"``, both
+    ends included. Raises ModelError when the file cannot be read, names a class that does not exist or is named twice, or when a merged
+    class has the name of one that stays.
+    """
+    text = _text(path, "File of merged classes")
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict) or not content or not all(isinstance(members, list) and members for members in content.values()):
+            raise ValueError('expected {name: [class, ...]}, e.g. {"dog": ["151-268"], "cat": ["tabby", "Siamese cat"]}')
+        merged = {
+            name: tuple(index for member in members for index in _meant(member, class_names, source)) for name, members in content.items()
+        }
+        uses = Counter(index for indices in merged.values() for index in indices)
+        if twice := [class_names[index] for index, count in uses.items() if count > 1]:
+            raise ValueError(f"{_some(twice)} is named twice")
+        staying = {folded(name) for index, name in enumerate(class_names) if index not in uses}
+        if known := [name for name in merged if not name.strip() or folded(name) in staying]:
+            raise ValueError(f"{_some(known)} is no new name: a class that stays is called so")
+    except (ValueError, DataError) as error:
+        raise ModelError(f"File of merged classes {path} cannot be used: {str(error).rstrip('.')}.") from None
+    return merged
+
+
+def _meant(member: object, class_names: Sequence[str], source: str) -> Sequence[int]:
+    if isinstance(member, int) and not isinstance(member, bool):
+        member = str(member)
+    if not isinstance(member, str):
+        raise ValueError(f"{member!r} is neither a name, an index nor a range of indices")
+    if (ends := _RANGE.fullmatch(member)) and member not in class_names:
+        first, last = (find_class(end, class_names, source) for end in ends.groups())
+        if first > last:
+            raise ValueError(f"range {member} ends before it begins")
+        return range(first, last + 1)
+    return [find_class(member, class_names, source)]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def _text(path: Path, what: str) -> str:
+    """What a small file of names holds; raises ModelError, and AccessError where it may not be read."""
+    check_readable(path, what)
+    try:
+        if path.stat().st_size > _LARGEST_MAP:
+            raise ModelError(f"{what} {path} has more than {_LARGEST_MAP >> 20} MB, so it holds no names; give another file.")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{what} {path} cannot be read ({getattr(error, 'strerror', None) or 'it is not UTF-8 text'}).") from None
 
 
 class _Terms:

@@ -25,6 +25,7 @@ class ModelConfig(_Config):
     checkpoint: Path | None = None
     model_kwargs: dict = Field(default_factory=dict)
     class_map: Path | None = None
+    merge: Path | None = None  # which classes count as one, see ``class_names.read_merge``
     random_weights: bool = False  # untrained weights, seeded; only ever when asked for
     input_size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None  # (height, width)
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -33,7 +34,7 @@ class ModelConfig(_Config):
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
-    @field_validator("checkpoint", "class_map")
+    @field_validator("checkpoint", "class_map", "merge")
     @classmethod
     def _absolute(cls, path: Path | None):
         return path and absolute(path)

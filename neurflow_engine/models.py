@@ -32,7 +32,7 @@ from timm.models import get_model_input_config, parse_model_name, resolve_model_
 from torch import Tensor, nn
 
 from neurflow_engine.access import check_readable
-from neurflow_engine.class_names import FOLDERS, IMAGENET, UNKNOWN, find_class, imagenet_names, match_folders, read_class_map
+from neurflow_engine.class_names import FOLDERS, IMAGENET, UNKNOWN, find_class, imagenet_names, match_folders, read_class_map, read_merge
 from neurflow_engine.config import ModelConfig
 from neurflow_engine.errors import InputError, ModelError, near_matches
 
@@ -103,7 +103,7 @@ class Classifier:
     class_names_source: str
     preprocessing: Preprocessing
     checkpoint_sha256: str | None  # of the local weight file, where there is one
-    fingerprint: str  # sha256 over architecture, arguments, weights, buffers and preprocessing
+    fingerprint: str  # sha256 over architecture, arguments, weights, buffers, preprocessing and which classes are merged
     device: torch.device
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -147,6 +147,11 @@ def load_classifier(config: ModelConfig, device: str = "auto", folders: Sequence
     model = model.eval().requires_grad_(False).to(place, memory_format=torch.channels_last)  # convolutions run faster so, on CPU and GPU
     n_classes = _tried(model, preprocessing, config, place)
     class_names, source = _class_names(config, model.pretrained_cfg, n_classes, folders)
+    fingerprint = _fingerprint(model, arguments, preprocessing)
+    if config.merge:
+        merged = read_merge(config.merge, class_names, source)
+        class_names, source = _merge_outputs(model, class_names, merged), f"{source}, some merged by {config.merge.name}"
+        fingerprint = hashlib.sha256(json.dumps([fingerprint, merged]).encode()).hexdigest()
     return Classifier(
         model=model,
         config=config,
@@ -155,7 +160,7 @@ def load_classifier(config: ModelConfig, device: str = "auto", folders: Sequence
         class_names_source=source,
         preprocessing=preprocessing,
         checkpoint_sha256=_file_sha256(checkpoint) if checkpoint else None,
-        fingerprint=_fingerprint(model, arguments, preprocessing),
+        fingerprint=fingerprint,
         device=place,
     )
 
@@ -494,6 +499,25 @@ def _class_names(config: ModelConfig, source: dict, n_classes: int, folders: Seq
     if table:
         return table, IMAGENET
     return tuple(f"class {index}" for index in range(n_classes)), UNKNOWN
+
+
+def _merge_outputs(model: nn.Module, class_names: Sequence[str], merged: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Let classes count as one from now on; returns the names of the outputs: merged classes first, then the others in their order.
+
+    The logit of a merged class is the log of the sum of its members' exponentials, so that its probability is the sum of theirs and those
+    of the other classes stay as they are. Modules and weights keep their names.
+    """
+    whole = model.forward
+    gone = {index for indices in merged.values() for index in indices}
+    rest = [index for index in range(len(class_names)) if index not in gone]
+
+    def forward(images: Tensor) -> Tensor:
+        logits = whole(images)
+        together = [logits[:, list(indices)].logsumexp(1, keepdim=True) for indices in merged.values()]
+        return torch.cat([*together, logits[:, rest]], 1)
+
+    model.forward = forward
+    return (*merged, *(class_names[index] for index in rest))
 
 
 def _fingerprint(model: nn.Module, arguments: dict, preprocessing: Preprocessing) -> str:

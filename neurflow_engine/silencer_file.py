@@ -102,7 +102,8 @@ def write(path: Path, silencers: NamedSilencers, about: dict) -> None:
                 most=silencer.most,
                 least=silencer.least,
             )
-            tensors |= {f"{name}.{vector}": np.array(values, np.float32) for vector, values in (vectors | varying).items()}
+            # safetensors writes the bytes as they lie in memory, so a transposed array has to be laid out anew.
+            tensors |= {f"{name}.{vector}": np.ascontiguousarray(values, np.float32) for vector, values in (vectors | varying).items()}
         entries[name] = entry
     packed = safetensors.numpy.save(tensors)
     content = _Content(tensors_sha256=hashlib.sha256(packed).hexdigest(), about=about, silencers=entries)

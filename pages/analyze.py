@@ -118,6 +118,7 @@ def overrides(kind: str) -> dict[str, str]:
     """What is to differ from the model's own configuration, as it was typed; the engine checks it."""
     fields = {
         "class_map": ("Class names", "/path/to/classes.txt, .csv or .json"),
+        "merge": ("Classes that count as one", '/path/to/merged.json, with {"dog": ["151-268"], "cat": ["tabby", "Siamese cat"]}'),
         "model_kwargs": ("Arguments of the architecture", '{"num_classes": 8}'),
         "input_size": ("Input size", "224 or 224x320"),
         "crop_pct": ("Crop", "0.875"),

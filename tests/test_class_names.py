@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from neurflow_engine.class_names import FOLDERS, IMAGENET, UNKNOWN, find_class, imagenet_names, match_folders, read_class_map
+from neurflow_engine.class_names import FOLDERS, IMAGENET, UNKNOWN, find_class, imagenet_names, match_folders, read_class_map, read_merge
 from neurflow_engine.errors import DataError, ModelError
 
 PETS = ("tabby cat", "German_shepherd", "goldfish, Carassius auratus", "crane", "crane")
@@ -195,3 +195,47 @@ class TestReadClassMap:
 def test_json_maps_written_by_other_programs(tmp_path):
     (tmp_path / "map.json").write_text(json.dumps({str(index): name for index, name in enumerate("abcdefghijkl")}))
     assert read_class_map(tmp_path / "map.json", 12) == tuple("abcdefghijkl")
+
+
+class TestMerge:
+    NAMES = ("tabby", "Siamese cat", "beagle", "boxer", "goldfish")
+
+    def read(self, tmp_path, content) -> dict:
+        (tmp_path / "merge.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        return read_merge(tmp_path / "merge.json", self.NAMES)
+
+    def test_members_are_names_indices_and_ranges(self, tmp_path):
+        assert self.read(tmp_path, {"cat": ["Tabby", "siamese-cat"], "dog": ["2-3"]}) == {"cat": (0, 1), "dog": (2, 3)}
+        assert self.read(tmp_path, {"pet": [4, "0"]}) == {"pet": (4, 0)}
+
+    def test_a_range_of_imagenet(self, tmp_path):
+        (tmp_path / "merge.json").write_text('{"dog": ["151 - 268"], "cat": ["281-285"]}')
+        merged = read_merge(tmp_path / "merge.json", imagenet_names(1000), IMAGENET)
+        assert [len(indices) for indices in merged.values()] == [118, 5]
+
+    def test_a_merged_class_may_be_called_as_one_of_its_members(self, tmp_path):
+        assert self.read(tmp_path, {"tabby": ["tabby", "Siamese cat"]}) == {"tabby": (0, 1)}
+
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            ("[]", r"expected \{name: \[class, \.\.\.\]\}"),
+            ({"cat": []}, r"expected \{name: \[class, \.\.\.\]\}"),
+            ("not json", "cannot be used"),
+            ({"cat": ["tabbi"]}, r"no class 'tabbi'.* Did you mean tabby"),
+            ({"cat": ["0-9"]}, "Class index 9 is out of range"),
+            ({"cat": ["3-1"]}, "range 3-1 ends before it begins"),
+            ({"cat": [True]}, "True is neither a name, an index nor a range of indices"),
+            ({"cat": ["tabby"], "pet": ["0-2"]}, "'tabby' is named twice"),
+            ({"Goldfish": ["tabby"]}, "'Goldfish' is no new name: a class that stays is called so"),
+        ],
+    )
+    def test_what_cannot_be_meant_is_refused_in_one_sentence(self, tmp_path, content, sentence):
+        with pytest.raises(ModelError, match=sentence) as refused:
+            self.read(tmp_path, content)
+        assert "merge.json" in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(ModelError, match=r"File of merged classes .*none\.json cannot be read"):
+            read_merge(tmp_path / "none.json", self.NAMES)

@@ -112,6 +112,16 @@ class TestResults:
         assert command("models", "qqqq", "--json").json["models"] == []
         assert command("models", "qqqq").out == "No timm model matches 'qqqq'.\n"
 
+    def test_evaluate_with_classes_that_count_as_one(self, command, small_images, tmp_path):
+        (tmp_path / "vehicle.json").write_text('{"vehicle": ["car", "train", "sailboat"]}')
+        found = command(
+            "evaluate", *DEMO_MODEL, "--merge", tmp_path / "vehicle.json", "--data", small_images, "--device", "cpu", "--json"
+        ).json
+        assert "vehicle" in [row["name"] for row in found["classes"]]
+        assert not {"car", "train", "sailboat"} & {row["name"] for row in found["classes"]}
+        outcome = command("evaluate", *DEMO_MODEL, "--merge", tmp_path / "none.json", "--data", small_images)
+        assert "none.json cannot be read" in outcome.sentence
+
     def test_evaluate(self, command, small_images, workspace):
         (small_images / "owl" / "torn.png").write_bytes((small_images / "owl" / "000.png").read_bytes()[:900])
         outcome = command("evaluate", *DEMO_MODEL, "--data", small_images, "--device", "cpu", "--json")

@@ -402,9 +402,10 @@ def test_a_fix_of_unknown_or_no_groups_or_of_another_run_is_refused(demo_run, de
 def test_silencers_come_back_bit_by_bit_from_either_file_or_their_folder(tmp_path):
     layer = Layer("blocks.2[0][1]", 4, 2, (7, 4), n_prefix_tokens=1)
     filling = Filling(layer.name, (3, 0), (0.1 + 0.2, -1e-320))
-    damping = Damping(
-        layer.name, np.float32([1 / 3, -0.0, 1e-40, 3]), np.float32([1, 2, 3, 4]) / 7, 1 / 3, "anywhere", most=0.1 + 0.2, least=-1 / 3
-    )
+    transposed = np.arange(8, dtype=np.float32).reshape(4, 2).T  # does not lie in memory as it is read
+    variation = Variation(np.float32([0, 1, 2, 3]), transposed, -transposed)
+    filter, pattern = np.float32([1 / 3, -0.0, 1e-40, 3]), np.float32([1, 2, 3, 4]) / 7
+    damping = Damping(layer.name, filter, pattern, 1 / 3, "anywhere", variation, most=0.1 + 0.2, least=-1 / 3)
     path = tmp_path / "deep" / "fix.json"
     silencer_file.write(path, {"late": (layer, damping), "a/1": (layer, filling)}, {"note": "ä", "none": None})
     for given in (path, str(path.with_suffix(".safetensors")), path.parent):
@@ -417,6 +418,8 @@ def test_silencers_come_back_bit_by_bit_from_either_file_or_their_folder(tmp_pat
         assert (read_damping.most, read_damping.least) == (0.1 + 0.2, -1 / 3)
         for vector in ("filter", "pattern"):
             assert getattr(read_damping, vector).tobytes() == getattr(damping, vector).tobytes()
+        for vector, values in vars(variation).items():
+            np.testing.assert_array_equal(getattr(read_damping.variation, vector), values)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from neurflow_engine.class_names import FOLDERS, IMAGENET, UNKNOWN
 from neurflow_engine.config import ModelConfig
 from neurflow_engine.errors import DataError, InputError, ModelError
 from neurflow_engine.models import Preprocessing, load_classifier, read_checkpoint
+from neurflow_engine.records import LOGITS
+from neurflow_engine.tracing import Segment, record
 
 ASSETS = Path(os.environ.get("NEURFLOW_ASSETS", Path(__file__).parents[1] / "../shared/assets"))
 
@@ -660,6 +662,38 @@ class TestClassNames:
         assert (classifier.class_index("OWL"), classifier.class_index("1")) == (2, 1)
         with pytest.raises(DataError, match=r"no class 'cot'.* Did you mean cat\?"):
             classifier.class_index("cot")
+
+
+class TestMergedClasses:
+    @pytest.fixture
+    def merge(self, tmp_path):
+        (tmp_path / "pets.json").write_text(json.dumps({"pet": [6, "1-3"], "bird": ["class 0"]}))
+        return tmp_path / "pets.json"
+
+    def test_are_as_probable_as_their_members_together_and_the_others_stay(self, weights, merge):
+        plain, merged = load(weights), load(weights, merge=merge)
+        assert merged.class_names == ("pet", "bird", "class 4", "class 5", "class 7")
+        images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            before, after = plain.model(images).softmax(1), merged.model(images).softmax(1)
+        torch.testing.assert_close(after[:, 0], before[:, [6, 1, 2, 3]].sum(1))
+        torch.testing.assert_close(after[:, 1:], before[:, [0, 4, 5, 7]])
+
+    def test_are_seen_by_what_cuts_the_network(self, weights, merge):
+        classifier = load(weights, merge=merge)
+        images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        recorded = record(classifier, images, ["layer1", LOGITS])
+        assert recorded[LOGITS].shape == (3, 5)
+        segment = Segment(classifier, "layer1", LOGITS, images)
+        torch.testing.assert_close(segment(recorded["layer1"]), recorded[LOGITS], rtol=1e-4, atol=1e-5)
+
+    def test_keep_the_names_of_modules_and_weights_but_are_another_model(self, weights, merge):
+        plain, merged = load(weights), load(weights, merge=merge)
+        assert list(plain.model.state_dict()) == list(merged.model.state_dict())
+        assert plain.fingerprint != merged.fingerprint
+        assert load(weights, merge=merge).fingerprint == merged.fingerprint
+        merge.write_text(json.dumps({"pet": [6, "1-2"], "bird": ["class 0"]}))
+        assert load(weights, merge=merge).fingerprint != merged.fingerprint
 
 
 @pytest.mark.skipif(not ASSETS.is_dir(), reason="the shared assets are not here")

@@ -9,7 +9,7 @@ from neurflow_engine.labelling import LabellingSettings
 from neurflow_engine.store import Evaluation, Run
 from pages.ui import cached, people
 
-_VALUES = ("checkpoint", "class_map", "model_kwargs", "input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+_VALUES = ("checkpoint", "class_map", "merge", "model_kwargs", "input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 
 
 def model_flags(model: Mapping) -> list[str]:
