@@ -49,6 +49,11 @@ _BEYOND = (
     "It brings back more than the model gets right of these classes otherwise, so it does more than take away what misleads: it also "
     "pushes answers towards these classes."
 )
+_NEARLY_ALL = 0.9  # of the wrong images
+_CONFUSED = (
+    "Nearly all wrong images are of one class, {}: it may be what the two classes have in common rather than a mark, so look at its pictures "
+    "before you act on it."
+)
 _USUAL = 0.9  # quantile of right images of other classes at which the damping of a group of the circuit begins
 _PLACES = 8  # typical places of a contrast group that are shown
 _PLACE_SIDE = 112  # pixels
@@ -256,6 +261,7 @@ class _Search:
         for candidate, entry in entries:
             entry["p_value"] = p_values[candidate.id]
             entry["beyond_ceiling"] = is_beyond(entry, self.ceiling)
+            entry["confused_class"] = self.confused_class
             entry["misleading"], entry["reason"] = judged(entry, len(self.wrong))
         return sorted(entries, key=lambda pair: (not pair[1]["misleading"], -(pair[1]["score"] or 0.0), pair[1]["p_value"]))
 
@@ -435,6 +441,14 @@ class _Search:
         }
 
     @cached_property
+    def confused_class(self) -> str | None:
+        """The class that nearly all wrong images are of, where there is one."""
+        if not len(self.wrong):
+            return None
+        classes, counts = np.unique(self.true[self.wrong], return_counts=True)
+        return self.classifier.class_names[classes[counts.argmax()]] if counts.max() >= _NEARLY_ALL * counts.sum() else None
+
+    @cached_property
     def ceiling(self) -> dict[str, float] | None:
         """How many of the wrong images could come back at best: how often other images of their classes are predicted right.
 
@@ -472,8 +486,12 @@ def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
         return False, f"Silencing it costs {-entry['clean_accuracy_change']:.1%} of the clean accuracy: the model needs it."
     if lost > max(AFFORDABLE_IN_TARGET, 0.2 * recovered):
         return False, f"Silencing it loses {lost:.0%} of the class's own right images: it belongs to the class."
-    reason = "Wrong images show it far more than right ones, silencing it brings their true class back, and costs little elsewhere."
-    return True, f"{reason} {_BEYOND}" if entry["beyond_ceiling"] else reason
+    reasons = ["Wrong images show it far more than right ones, silencing it brings their true class back, and costs little elsewhere."]
+    if entry["beyond_ceiling"]:
+        reasons.append(_BEYOND)
+    if entry["confused_class"]:
+        reasons.append(_CONFUSED.format(entry["confused_class"]))
+    return True, " ".join(reasons)
 
 
 def is_beyond(entry: Mapping, ceiling: Mapping | None) -> bool:

@@ -40,6 +40,7 @@ def group(group_id: str, presence: list[float], **changed) -> dict:
         "auc": 0.94,
         "alarm_level": 0.5,
         "beyond_ceiling": False,
+        "confused_class": None,
         "presence": presence,
         "ways": {},
     } | changed

@@ -245,7 +245,17 @@ class TestResults:
             "usual",
             "typical",
         }
-        keys |= {"auc", "false_alarm_rate", "presence_excess", "alarm_level", "beyond_ceiling", "ways", "places", "presence"}
+        keys |= {
+            "auc",
+            "false_alarm_rate",
+            "presence_excess",
+            "alarm_level",
+            "beyond_ceiling",
+            "confused_class",
+            "ways",
+            "places",
+            "presence",
+        }
         for group in report["groups"]:
             assert set(group) == keys
             assert len(group["presence"]) == 6

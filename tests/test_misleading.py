@@ -269,6 +269,7 @@ GOOD = {
     "recovered": 0.9,
     "recovered_interval": [0.8, 0.95],
     "beyond_ceiling": False,
+    "confused_class": None,
     "control_recovered": {"mean": 0.0, "low": 0.0, "high": 0.01},
     "p_value": 1e-6,
     "auc": 1.0,
@@ -290,6 +291,12 @@ class TestJudgement:
         flagged, reason = judged(GOOD | {"beyond_ceiling": True}, n_wrong=100)
         assert flagged
         assert "also pushes answers towards these classes" in reason
+
+    def test_one_whose_wrong_images_are_of_one_class_may_be_what_the_classes_have_in_common(self):
+        flagged, reason = judged(GOOD | {"confused_class": "school bus"}, n_wrong=100)
+        assert flagged
+        assert "Nearly all wrong images are of one class, school bus" in reason
+        assert "in common" not in judged(GOOD, n_wrong=100)[1]
 
     @pytest.mark.parametrize(
         ("changed", "reason"),

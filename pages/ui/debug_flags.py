@@ -107,6 +107,8 @@ def flag(scene: Scene, group: str) -> None:
     at_best = f" · at best {show.percent(ceiling['mean'])}{show.interval(ceiling['low'], ceiling['high'])} can come back" if ceiling else ""
     if scene.report.group(group)["beyond_ceiling"]:
         at_best += "; more do, so silencing it also pushes answers towards the true classes"
+    if confused := scene.report.group(group)["confused_class"]:
+        at_best += f" · nearly all wrong images are {confused}: it may be what the two classes have in common"
     with st.container(border=True, key=f"flag_{number}"):
         words, buttons = show.split(f"flag_{number}", [12, 8], "center")
         words.html(told(scene, group, at_best))
