@@ -51,8 +51,8 @@ _BEYOND = (
 )
 _NEARLY_ALL = 0.9  # of the wrong images
 _CONFUSED = (
-    "Nearly all wrong images are of one class, {}: it may be what the two classes have in common rather than a mark, so look at its pictures "
-    "before you act on it."
+    "Nearly all wrong images are of one class, {}: it may be what the two classes have in common rather than a mark, so look at its "
+    "pictures before you act on it."
 )
 _USUAL = 0.9  # quantile of right images of other classes at which the damping of a group of the circuit begins
 _PLACES = 8  # typical places of a contrast group that are shown
