@@ -32,7 +32,7 @@ WORDS: dict[str, dict[str, str]] = {
         "attribution gap": "What the attributions miss of what they should add up to; 0 is exact.",
     },
     "Debugging": {
-        "silencing": "Changing a group's neurons as the model runs: to zero, to their usual mean, or damped, which takes away what it adds.",
+        "silencing": "Changing a group's neurons as the model runs: to zero, to their usual mean, or damped (what it adds is gone).",
         "misleading group": "A group that pushes images of other classes into this one: silencing it brings back their true class.",
         "contrast group": "A direction in which wrong images differ from right ones, found beside the circuit.",
         "recovered": "Share of the wrong images whose true class is predicted once the group is silenced.",
