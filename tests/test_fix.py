@@ -60,7 +60,7 @@ def random_silencer(net, layer: Layer, kind: str, batch: torch.Tensor, seed: int
     level = float(shown.mean() - 3 * shown.std())
     vectors = lambda n: (random.normal(size=(n, layer.n_channels)) * 0.1).astype(np.float32)  # noqa: E731
     variation = Variation(vectors(1)[0], vectors(2), vectors(2)) if kind == "image" else None
-    bounds = {"most": float(shown.std()), "least": float(shown.flatten(1).amax(1).mean() - 0.5)} if kind == "anywhere" else {}
+    bounds = {"most": float(4 * shown.std()), "least": float(shown.flatten(1).amax(1).mean() - 0.5)} if kind == "anywhere" else {}
     return Damping(layer.name, filter.astype(np.float32), pattern.astype(np.float32), level, kind, variation, **bounds)
 
 
