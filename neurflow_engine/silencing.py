@@ -61,9 +61,11 @@ def excess(layer: Layer, output: Tensor, damping: Damping) -> Tensor:
         patches = shown.narrow(1, layer.n_prefix_tokens, shown.shape[1] - layer.n_prefix_tokens) if layer.n_prefix_tokens else shown
         over = torch.mean if damping.scope == "image" else torch.amax
         of_image = over(patches, positions, keepdim=True).expand_as(shown)
-    above = ((shown if damping.scope == "position" else of_image) - damping.level).clamp(0, damping.most)
+    above = torch.relu((shown if damping.scope == "position" else of_image) - damping.level)
+    if damping.most is not None:
+        above = above.clamp(max=damping.most)
     if damping.least is not None:
-        above = above * (of_image - damping.least).clamp(0, 1)
+        above = above * (of_image - damping.least).clamp(0.0, 1.0)
     if layer.n_prefix_tokens:
         above = torch.cat([torch.zeros_like(above[:, : layer.n_prefix_tokens]), above[:, layer.n_prefix_tokens :]], 1)
     return above
