@@ -41,6 +41,7 @@ from neurflow_engine.trials import Trials, pooled_outputs
 from neurflow_engine.twins import random_twins
 
 SIGNIFICANT = 0.05  # p-value, corrected for the number of groups
+_BY_CHANCE = 0.025  # of the random silencers, how many may be worth as much as a misleading group
 AFFORDABLE = 0.02  # clean accuracy that silencing a misleading group may cost at most
 AFFORDABLE_IN_TARGET = 0.1  # likewise of the target class alone, and no more than a fifth of what comes back
 CLEARLY_ABOVE = 0.8  # AUC of a misleading group, wrong images against right ones of other classes; some right ones carry the mark too
@@ -89,7 +90,7 @@ def find_misleading(
     figures come from the second half: the share of wrong images whose true class comes back, beside the same for matched random
     silencers; a one-sided Wilcoxon signed-rank test, image by image, of the gained margin (true logit minus target logit) against the
     median of the control (its tails are heavy: some random directions move an answer far), corrected by Holm's method for the number of
-    groups; and what silencing costs on clean images.
+    groups; what silencing costs on clean images; and how many of the random silencers are worth as much, their own cost deducted.
 
     Returns:
         The report; its JSON is that of ``debug RUN --json`` (DESIGN.md).
@@ -272,6 +273,7 @@ class _Search:
             "recovered": None,
             "recovered_interval": None,
             "control_recovered": None,
+            "as_good_at_random": None,
             "score": None,
             "draws": 0,
         }
@@ -282,7 +284,7 @@ class _Search:
             back = after.argmax(1) == true[wrong]
             stays = self.trials.logits([candidate.silencer], right).argmax(1) == true[right] if len(right) else stays
             few = wrong[:CONTROL_IMAGES]
-            drawn, draws = self._control(candidate, few, float(back[: len(few)].mean()))
+            drawn, twins = self._control(candidate, few, float(back[: len(few)].mean()))
             recovered = (drawn.argmax(2) == true[few]).mean(1)
             margins = np.stack([margin(logits, true[few], self.target) for logits in (after[: len(few)], *drawn)])
             gain = margins - margin(self.trials.intact[few], true[few], self.target)
@@ -290,7 +292,7 @@ class _Search:
                 "recovered": float(back.mean()),
                 "recovered_interval": share_interval(int(back.sum()), len(back)),
                 "control_recovered": spread(recovered),
-                "draws": draws,
+                "draws": len(twins),
             }
         of_target = true[right] == self.target
         change = float(stays.mean() - 1) if len(stays) else 0.0
@@ -299,21 +301,44 @@ class _Search:
         entry |= {"clean_accuracy_change": change, "clean_accuracy_interval": interval, "target_recall_change": target_change}
         if len(wrong):
             entry["score"] = worth(entry) - entry["control_recovered"]["mean"]
+            own = worth(entry | {"recovered": float(back[: len(few)].mean())})
+            entry["as_good_at_random"] = self._as_good(own, recovered, twins)
         entry |= self._strengths(candidate, stays)
         return entry, gain
 
-    def _control(self, candidate: Candidate, rows: np.ndarray, recovered: float) -> tuple[np.ndarray, int]:
-        """Logits under matched random silencers, (draws, n_images, n_classes): few where the candidate does no more than they do."""
+    def _as_good(self, own: float, recovered: np.ndarray, twins: Sequence[Silencer]) -> float:
+        """The share of random twins that are worth as much, 0..1, by what they bring back, (draws,), less the price that they have too.
+
+        The price is looked at only where it decides: a twin cannot be worth more than it brings back.
+        """
+        contenders = np.flatnonzero(recovered >= own)
+        if len(contenders) <= _BY_CHANCE * len(twins):
+            return len(contenders) / len(twins)
+        true, right = self.reported.true, self.reported.right
+        as_good = 0
+        for number in contenders:
+            stays = self.trials.logits([twins[number]], right).argmax(1) == true[right] if len(right) else np.ones(0, bool)
+            of_target = stays[true[right] == self.target]
+            price = {
+                "clean_accuracy_change": float(stays.mean() - 1) if len(stays) else 0.0,
+                "target_recall_change": float(of_target.mean() - 1) if len(of_target) else 0.0,
+            }
+            as_good += worth(price | {"recovered": float(recovered[number])}) >= own
+        return as_good / len(twins)
+
+    def _control(self, candidate: Candidate, rows: np.ndarray, recovered: float) -> tuple[np.ndarray, list[Silencer]]:
+        """Matched random silencers and the logits under them, (draws, n_images, n_classes): few where the candidate does hardly more than
+        they do in the mean."""
         sample = pooled_outputs(self.trials, candidate.silencer.layer, self.chosen.right)
         shown = np.concatenate([values for _, values in self.trials.positions(candidate.silencer.layer, rows[:BATCH])])
         twins = random_twins(candidate.silencer, sample, shown, self.draws, self.seed)
         first = min(FIRST_DRAWS, self.draws)
         drawn = self.trials.logits_of_many([[twin] for twin in twins[:first]], rows)
-        high = spread((drawn.argmax(2) == self.reported.true[rows]).mean(1))["high"]  # what ``judged`` asks a group to surpass
-        if first < self.draws and recovered > max(high, WORTHWHILE / 2):
+        mean = float((drawn.argmax(2) == self.reported.true[rows]).mean())
+        if first < self.draws and recovered > mean + WORTHWHILE / 2:
             rest = self.trials.logits_of_many([[twin] for twin in twins[first:]], rows)
             drawn = np.concatenate([drawn, rest])
-        return drawn, len(drawn)
+        return drawn, twins[: len(drawn)]
 
     def _strengths(self, candidate: Candidate, stays: np.ndarray) -> dict:
         """How much more of the group wrong images show than right ones of other classes, and how often it would raise a false alarm."""
@@ -473,8 +498,8 @@ def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
         return False, f"Only {n_wrong} images are wrongly taken for the class; at least {ENOUGH_WRONG} are needed to tell."
     control, recovered = entry["control_recovered"], entry["recovered"]
     lost = -entry["target_recall_change"]
-    if recovered <= control["high"] or entry["p_value"] >= SIGNIFICANT:
-        return False, "Silencing it brings back no more wrong images than silencing at random."
+    if entry["as_good_at_random"] > _BY_CHANCE or entry["p_value"] >= SIGNIFICANT:
+        return False, "Silencing it does no more good than silencing at random."
     if recovered - control["mean"] < WORTHWHILE:
         return (
             False,
@@ -487,6 +512,8 @@ def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
     if lost > max(AFFORDABLE_IN_TARGET, 0.2 * recovered):
         return False, f"Silencing it loses {lost:.0%} of the class's own right images: it belongs to the class."
     reasons = ["Wrong images show it far more than right ones, silencing it brings their true class back, and costs little elsewhere."]
+    if recovered <= control["high"]:
+        reasons.append("Some random silencers bring back as many, but at a higher price.")
     if entry["beyond_ceiling"]:
         reasons.append(_BEYOND)
     if entry["confused_class"]:

@@ -250,6 +250,7 @@ class TestResults:
             "false_alarm_rate",
             "presence_excess",
             "alarm_level",
+            "as_good_at_random",
             "beyond_ceiling",
             "confused_class",
             "ways",

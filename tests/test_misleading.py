@@ -271,6 +271,7 @@ GOOD = {
     "beyond_ceiling": False,
     "confused_class": None,
     "control_recovered": {"mean": 0.0, "low": 0.0, "high": 0.01},
+    "as_good_at_random": 0.0,
     "p_value": 1e-6,
     "auc": 1.0,
     "clean_accuracy_change": 0.0,
@@ -292,6 +293,12 @@ class TestJudgement:
         assert flagged
         assert "also pushes answers towards these classes" in reason
 
+    def test_random_silencers_that_bring_back_as_many_at_a_higher_price_are_mentioned(self):
+        flagged, reason = judged(GOOD | {"control_recovered": {"mean": 0.1, "low": 0.0, "high": 0.95}}, n_wrong=100)
+        assert flagged
+        assert "Some random silencers bring back as many, but at a higher price" in reason
+        assert "higher price" not in judged(GOOD, n_wrong=100)[1]
+
     def test_one_whose_wrong_images_are_of_one_class_may_be_what_the_classes_have_in_common(self):
         flagged, reason = judged(GOOD | {"confused_class": "school bus"}, n_wrong=100)
         assert flagged
@@ -302,8 +309,8 @@ class TestJudgement:
         ("changed", "reason"),
         [
             ({"recovered": None}, "are needed to tell"),
-            ({"control_recovered": {"mean": 0.0, "low": 0.0, "high": 0.9}}, "no more wrong images than silencing at random"),
-            ({"p_value": 0.5}, "no more wrong images than silencing at random"),
+            ({"as_good_at_random": 0.03}, "no more good than silencing at random"),
+            ({"p_value": 0.5}, "no more good than silencing at random"),
             ({"recovered": 0.02}, r"brings back few of the wrong images \(2%"),
             ({"control_recovered": {"mean": 0.85, "low": 0.8, "high": 0.89}}, "few of the wrong images"),
             ({"auc": 0.5}, r"do not show it clearly more than right ones do \(AUC 0\.50"),
