@@ -35,6 +35,7 @@ from neurflow_engine.access import check_readable
 from neurflow_engine.class_names import FOLDERS, IMAGENET, UNKNOWN, find_class, imagenet_names, match_folders, read_class_map, read_merge
 from neurflow_engine.config import ModelConfig
 from neurflow_engine.errors import InputError, ModelError, near_matches
+from neurflow_engine.tracing import merge_outputs
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # timm's trainer writes .pth.tar
 
@@ -150,7 +151,9 @@ def load_classifier(config: ModelConfig, device: str = "auto", folders: Sequence
     fingerprint = _fingerprint(model, arguments, preprocessing)
     if config.merge:
         merged = read_merge(config.merge, class_names, source)
-        class_names, source = _merge_outputs(model, class_names, merged), f"{source}, some merged by {config.merge.name}"
+        rest = merge_outputs(model, list(merged.values()), n_classes)
+        class_names = (*merged, *(class_names[index] for index in rest))
+        source = f"{source}, some merged by {config.merge.name}"
         fingerprint = hashlib.sha256(json.dumps([fingerprint, merged]).encode()).hexdigest()
     return Classifier(
         model=model,
@@ -499,25 +502,6 @@ def _class_names(config: ModelConfig, source: dict, n_classes: int, folders: Seq
     if table:
         return table, IMAGENET
     return tuple(f"class {index}" for index in range(n_classes)), UNKNOWN
-
-
-def _merge_outputs(model: nn.Module, class_names: Sequence[str], merged: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-    """Let classes count as one from now on; returns the names of the outputs: merged classes first, then the others in their order.
-
-    The logit of a merged class is the log of the sum of its members' exponentials, so that its probability is the sum of theirs and those
-    of the other classes stay as they are. Modules and weights keep their names.
-    """
-    whole = model.forward
-    gone = {index for indices in merged.values() for index in indices}
-    rest = [index for index in range(len(class_names)) if index not in gone]
-
-    def forward(images: Tensor) -> Tensor:
-        logits = whole(images)
-        together = [logits[:, list(indices)].logsumexp(1, keepdim=True) for indices in merged.values()]
-        return torch.cat([*together, logits[:, rest]], 1)
-
-    model.forward = forward
-    return (*merged, *(class_names[index] for index in rest))
 
 
 def _fingerprint(model: nn.Module, arguments: dict, preprocessing: Preprocessing) -> str:

@@ -111,6 +111,24 @@ def _restore_forward(module: nn.Module, before: Callable | None) -> None:
         module.forward = before
 
 
+def merge_outputs(model: nn.Module, merged: Sequence[Sequence[int]], n_classes: int) -> list[int]:
+    """Let some of a model's outputs count as one from now on; returns the others, which come behind the merged ones in their order.
+
+    The logit of a merged class is the log of the sum of its members' exponentials, so that its probability is the sum of theirs and those
+    of the other classes stay as they are. Modules and weights keep their names.
+    """
+    whole = model.forward
+    gone = {index for indices in merged for index in indices}
+    rest = [index for index in range(n_classes) if index not in gone]
+
+    def forward(images: Tensor) -> Tensor:
+        logits = whole(images)
+        return torch.cat([*(logits[:, list(indices)].logsumexp(1, keepdim=True) for indices in merged), logits[:, rest]], 1)
+
+    model.forward = forward
+    return rest
+
+
 def _items(value: object) -> list[tuple[str, object]]:
     """What a list, tuple or dict holds, each with its step of a path; nothing for other values."""
     if isinstance(value, Mapping):
