@@ -379,6 +379,7 @@ MODEL = ["--model", f"local-dir:{demo.MODEL_FOLDER}"]
         ["evaluate", "--model", "local-dir:WAY/model", "--data", "DATA"],
         ["evaluate", "--model", "resnet18", "--checkpoint", "WAY/model/model.safetensors", "--data", "DATA"],
         ["evaluate", *MODEL, "--class-map", "WAY/names.txt", "--data", "DATA"],
+        ["evaluate", *MODEL, "--merge", "WAY/labels.json", "--data", "DATA"],
         ["debug", "RUN", "--images", "WAY/images"],
         ["debug", "RUN", "--images", "DATA", "WAY/images"],
         ["debug", "RUN", "--images", "WAY/images", "--mask", "GROUP"],
