@@ -70,15 +70,18 @@ def layer(request) -> Layer:
     return request.param
 
 
+@pytest.fixture
+def trials(layer, tmp_path):
+    """A mark at one place of each wrong image."""
+    return recorded(marked_somewhere()[0], layer, tmp_path)
+
+
+@pytest.fixture
+def found(trials):
+    return direction(trials, "maps", "position", WRONG[SEEN], RIGHT[SEEN])
+
+
 class TestAMark:
-    @pytest.fixture
-    def trials(self, layer, tmp_path):
-        return recorded(marked_somewhere()[0], layer, tmp_path)
-
-    @pytest.fixture
-    def found(self, trials):
-        return direction(trials, "maps", "position", WRONG[SEEN], RIGHT[SEEN])
-
     def test_is_told_from_all_else_on_images_that_were_not_looked_at(self, trials, found):
         assert auc(trials.scores(found, WRONG[UNSEEN]), trials.scores(found, RIGHT[UNSEEN])) > 0.99
 
@@ -156,14 +159,6 @@ class TestAShift:
 
 class TestAGate:
     """A mark that is there or not, taken away once where it is."""
-
-    @pytest.fixture
-    def trials(self, layer, tmp_path):
-        return recorded(marked_somewhere()[0], layer, tmp_path)
-
-    @pytest.fixture
-    def found(self, trials):
-        return direction(trials, "maps", "position", WRONG[SEEN], RIGHT[SEEN])
 
     def changed(self, trials: Trials, damping: Damping) -> np.ndarray:
         """How far each position is moved, (2 * N_IMAGES, SIDE * SIDE)."""
