@@ -56,11 +56,21 @@ def outcome(trials: Trials, silencers: Sequence[Silencer], cases: Cases, enough:
         found["recovered"] = float((logits.argmax(1) == true[cases.wrong]).mean())
         found["sureness"] = float(softmax(logits, axis=1)[np.arange(len(logits)), true[cases.wrong]].mean())
     if found["recovered"] > enough and len(cases.right):
-        stays = trials.logits(silencers, cases.right).argmax(1) == true[cases.right]
-        of_target = true[cases.right] == cases.target
-        found["clean_accuracy_change"] = float(stays.mean() - 1)
-        found["target_recall_change"] = float(stays[of_target].mean() - 1) if of_target.any() else 0.0
+        found |= price(trials.logits(silencers, cases.right).argmax(1) == true[cases.right], cases)
     return found
+
+
+def price(stays: np.ndarray, cases: Cases) -> dict[str, float]:
+    """What silencing costs: "clean_accuracy_change" and "target_recall_change", -1..0.
+
+    Args:
+        stays: (n_right,), which of the right images are still right.
+    """
+    of_target = stays[cases.true[cases.right] == cases.target]
+    return {
+        "clean_accuracy_change": float(stays.mean() - 1) if len(stays) else 0.0,
+        "target_recall_change": float(of_target.mean() - 1) if len(of_target) else 0.0,
+    }
 
 
 def worth(outcome: Mapping[str, float]) -> float:

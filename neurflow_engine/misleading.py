@@ -20,7 +20,7 @@ from scipy.stats import wilcoxon
 
 from neurflow_engine import silencer_file
 from neurflow_engine.batching import BATCH, in_batches
-from neurflow_engine.cases import Cases, margin, outcome, worth
+from neurflow_engine.cases import Cases, margin, outcome, price, worth
 from neurflow_engine.contrast import at_level, auc
 from neurflow_engine.contrast_search import contrast_groups
 from neurflow_engine.controls import spread
@@ -294,11 +294,8 @@ class _Search:
                 "control_recovered": spread(recovered),
                 "draws": len(twins),
             }
-        of_target = true[right] == self.target
-        change = float(stays.mean() - 1) if len(stays) else 0.0
-        target_change = float(stays[of_target].mean() - 1) if of_target.any() else 0.0
         interval = [value - 1 for value in share_interval(int(stays.sum()), len(stays))] if len(stays) else [0.0, 0.0]
-        entry |= {"clean_accuracy_change": change, "clean_accuracy_interval": interval, "target_recall_change": target_change}
+        entry |= price(stays, self.reported) | {"clean_accuracy_interval": interval}
         if len(wrong):
             entry["score"] = worth(entry) - entry["control_recovered"]["mean"]
             own = worth(entry | {"recovered": float(back[: len(few)].mean())})
@@ -318,12 +315,7 @@ class _Search:
         as_good = 0
         for number in contenders:
             stays = self.trials.logits([twins[number]], right).argmax(1) == true[right] if len(right) else np.ones(0, bool)
-            of_target = stays[true[right] == self.target]
-            price = {
-                "clean_accuracy_change": float(stays.mean() - 1) if len(stays) else 0.0,
-                "target_recall_change": float(of_target.mean() - 1) if len(of_target) else 0.0,
-            }
-            as_good += worth(price | {"recovered": float(recovered[number])}) >= own
+            as_good += worth(price(stays, self.reported) | {"recovered": float(recovered[number])}) >= own
         return as_good / len(twins)
 
     def _control(self, candidate: Candidate, rows: np.ndarray, recovered: float) -> tuple[np.ndarray, list[Silencer]]:
