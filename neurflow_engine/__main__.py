@@ -618,8 +618,10 @@ def _top1(row: dict) -> str:
 
 def _report_text(report: dict) -> str:
     ceiling = report["ceiling"] and f", at best {report['ceiling']['mean']:.2f} of the wrong ones can come back"
+    lower = report["lower_logit"] and f", a lower logit of the class alone brings back {report['lower_logit']['recovered']:.2f}"
     lines = [
-        f"{report['n_wrong']} wrong images, {report['n_clean']} clean ones{ceiling or ''}; figures from {report['n_reported']} wrong ones"
+        f"{report['n_wrong']} wrong images, {report['n_clean']} clean ones{ceiling or ''}{lower or ''}; "
+        f"figures from {report['n_reported']} wrong ones"
     ]
     for group in report["groups"] if report["n_reported"] else ():
         control = group["control_recovered"]

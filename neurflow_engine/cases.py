@@ -73,6 +73,32 @@ def price(stays: np.ndarray, cases: Cases) -> dict[str, float]:
     }
 
 
+def lower_logit(logits: np.ndarray, cases: Cases) -> dict[str, float]:
+    """What a lower logit of the target does, without any group: the constant taken from it that is worth most on these very cases.
+
+    Errors near the border between classes come back so at little price, and a group that belongs to the target does no more than that when
+    it is silenced. What a mark has pushed far over the border does not.
+
+    Args:
+        logits: (n_images, n_classes), of the intact network, of all images that the cases name.
+
+    Returns:
+        "by" (0 or more: images whose target logit exceeds the next one by as much or less are called otherwise), "recovered",
+        "clean_accuracy_change" and "target_recall_change" as of ``outcome``; all 0 where no constant is worth its price.
+    """
+    others = logits.copy()
+    others[:, cases.target] = -np.inf
+    lead, runner_up = logits[:, cases.target] - others.max(1), others.argmax(1)
+    mendable = runner_up[cases.wrong] == cases.true[cases.wrong]
+    best = {"by": 0.0, "recovered": 0.0} | price(np.ones(len(cases.right), bool), cases)
+    for by in np.unique(lead[cases.wrong][mendable]):
+        changed = lead <= by
+        stays = ~changed[cases.right] | (cases.true[cases.right] != cases.target)
+        found = {"by": float(by), "recovered": float((changed[cases.wrong] & mendable).mean())} | price(stays, cases)
+        best = max(best, found, key=worth)
+    return best
+
+
 def worth(outcome: Mapping[str, float]) -> float:
     """What silencing is worth: the share of wrong images that come back, less ``COST`` times the clean accuracy that it loses, less the
     recall that the target loses. 0 where nothing comes back."""

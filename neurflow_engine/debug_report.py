@@ -90,6 +90,7 @@ def debug_html(
         found=found,
         halves={half: sum(image["half"] == half for image in wrong) for half in ("chosen", "reported")},
         ceiling=_spread(found["ceiling"]),
+        lower=_lower_logit(found["lower_logit"]),
         draws=found["draws"],
         flagged=flagged[:_CARDS],
         n_more=max(0, len(flagged) - _CARDS),
@@ -127,8 +128,14 @@ def _summary(found: Mapping, model: str, target: str, flagged: Sequence[Mapping]
     return [
         took,
         f"{who} Once it is silenced, {first['recovered']} of these images get their true class back, beside {first['control']} by random "
-        f"silencing{most}. Accuracy on images that were right changes by {first['clean']}.",
+        f"silencing and {_percent(found['lower_logit']['recovered'])} by a lower logit alone{most}. Accuracy on images that were right "
+        f"changes by {first['clean']}.",
     ]
+
+
+def _lower_logit(found: Mapping | None) -> str:
+    """What comes back when the class is called less often, and at which price."""
+    return f"{_percent(found['recovered'])} (recall of the class {_points(found['target_recall_change'])})" if found else "–"
 
 
 def _group(entry: Mapping, labels: Mapping[str, str], verdicts: Mapping[str, Verdict]) -> dict:

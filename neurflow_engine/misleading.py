@@ -20,7 +20,7 @@ from scipy.stats import wilcoxon
 
 from neurflow_engine import silencer_file
 from neurflow_engine.batching import BATCH, in_batches
-from neurflow_engine.cases import Cases, margin, outcome, price, worth
+from neurflow_engine.cases import Cases, lower_logit, margin, outcome, price, worth
 from neurflow_engine.contrast import at_level, auc
 from neurflow_engine.contrast_search import contrast_groups
 from neurflow_engine.controls import spread
@@ -45,7 +45,7 @@ _BY_CHANCE = 0.025  # of the random silencers, how many may be worth as much as 
 AFFORDABLE = 0.02  # clean accuracy that silencing a misleading group may cost at most
 AFFORDABLE_IN_TARGET = 0.1  # likewise of the target class alone, and no more than a fifth of what comes back
 CLEARLY_ABOVE = 0.8  # AUC of a misleading group, wrong images against right ones of other classes; some right ones carry the mark too
-WORTHWHILE = 0.2  # of the wrong images, more than the control, that silencing a misleading group must bring back
+WORTHWHILE = 0.2  # of the wrong images, more than each control, that silencing a misleading group must bring back
 _BEYOND = (
     "It brings back more than the model gets right of these classes otherwise, so it does more than take away what misleads: it also "
     "pushes answers towards these classes."
@@ -90,7 +90,8 @@ def find_misleading(
     figures come from the second half: the share of wrong images whose true class comes back, beside the same for matched random
     silencers; a one-sided Wilcoxon signed-rank test, image by image, of the gained margin (true logit minus target logit) against the
     median of the control (its tails are heavy: some random directions move an answer far), corrected by Holm's method for the number of
-    groups; what silencing costs on clean images; and how many of the random silencers are worth as much, their own cost deducted.
+    groups; what silencing costs on clean images; how many of the random silencers are worth as much, their own cost deducted; and what a
+    lower logit of the class alone would do (``cases.lower_logit``).
 
     Returns:
         The report; its JSON is that of ``debug RUN --json`` (DESIGN.md).
@@ -263,7 +264,7 @@ class _Search:
             entry["p_value"] = p_values[candidate.id]
             entry["beyond_ceiling"] = is_beyond(entry, self.ceiling)
             entry["confused_class"] = self.confused_class
-            entry["misleading"], entry["reason"] = judged(entry, len(self.wrong))
+            entry["misleading"], entry["reason"] = judged(entry, len(self.wrong), self.lower_logit)
         return sorted(entries, key=lambda pair: (not pair[1]["misleading"], -(pair[1]["score"] or 0.0), pair[1]["p_value"]))
 
     def _figures(self, candidate: Candidate) -> tuple[dict, np.ndarray]:
@@ -427,6 +428,7 @@ class _Search:
             "n_clean": len(self.clean),
             "n_reported": len(self.reported.wrong),
             "ceiling": self.ceiling,
+            "lower_logit": self.lower_logit,
             "images": [
                 {
                     "path": row.path,
@@ -466,6 +468,11 @@ class _Search:
         return self.classifier.class_names[classes[counts.argmax()]] if counts.max() >= _NEARLY_ALL * counts.sum() else None
 
     @cached_property
+    def lower_logit(self) -> dict[str, float] | None:
+        """What a lower logit of the class would do on the second half; None without wrong images."""
+        return lower_logit(self.trials.intact, self.reported) if len(self.reported.wrong) else None
+
+    @cached_property
     def ceiling(self) -> dict[str, float] | None:
         """How many of the wrong images could come back at best: how often other images of their classes are predicted right.
 
@@ -484,8 +491,14 @@ class _Search:
         return {"mean": mean, "low": low, "high": high}
 
 
-def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
-    """Whether a group is misleading, and why or why not in a sentence or two."""
+def judged(entry: Mapping, n_wrong: int, lower_logit: Mapping | None) -> tuple[bool, str]:
+    """Whether a group is misleading, and why or why not in a sentence or two.
+
+    Args:
+        entry: its figures.
+        n_wrong: wrong images of the folder.
+        lower_logit: what a lower logit of the class does on the images that the figures are of.
+    """
     if n_wrong < ENOUGH_WRONG or entry["recovered"] is None:
         return False, f"Only {n_wrong} images are wrongly taken for the class; at least {ENOUGH_WRONG} are needed to tell."
     control, recovered = entry["control_recovered"], entry["recovered"]
@@ -503,6 +516,12 @@ def judged(entry: Mapping, n_wrong: int) -> tuple[bool, str]:
         return False, f"Silencing it costs {-entry['clean_accuracy_change']:.1%} of the clean accuracy: the model needs it."
     if lost > max(AFFORDABLE_IN_TARGET, 0.2 * recovered):
         return False, f"Silencing it loses {lost:.0%} of the class's own right images: it belongs to the class."
+    if worth(entry) - worth(lower_logit) < WORTHWHILE:
+        return (
+            False,
+            f"Silencing it does hardly more good than calling the class less often would: its logit lowered by {lower_logit['by']:.1f} "
+            f"brings back {lower_logit['recovered']:.0%} as well.",
+        )
     reasons = ["Wrong images show it far more than right ones, silencing it brings their true class back, and costs little elsewhere."]
     if recovered <= control["high"]:
         reasons.append("Some random silencers bring back as many, but at a higher price.")

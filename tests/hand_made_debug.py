@@ -97,6 +97,7 @@ def report(run: Run, images_root: Path, workspace: Workspace, name: str = "by-ha
         "n_clean": len(images) - len(wrong),
         "n_reported": sum(image["half"] == "reported" for image in wrong),
         "ceiling": {"mean": 0.84, "low": 0.79, "high": 0.88},
+        "lower_logit": {"by": 0.5, "recovered": 0.05, "clean_accuracy_change": -0.001, "target_recall_change": -0.01},
         "images": images,
         "groups": entries,
     }

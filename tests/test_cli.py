@@ -220,7 +220,7 @@ class TestResults:
         flags = ("debug", demo_run.id, "--images", small_images, "--draws", 2, *place)
         report = command(*flags).json
         whole = {"schema", "method", "report", "run", "images_root", "image_folders", "created", "draws", "seed"}
-        whole |= {"n_wrong", "n_clean", "n_reported", "ceiling", "images", "groups"}
+        whole |= {"n_wrong", "n_clean", "n_reported", "ceiling", "lower_logit", "images", "groups"}
         assert set(report) == whole
         assert [set(image) for image in report["images"]] == [{"path", "true", "predicted", "probability", "half"}] * 6
         keys = {

@@ -128,7 +128,7 @@ class TestWhatItSays:
         images = [image | {"predicted": image["true"], "half": None} for image in report.json["images"]]
         none = dict.fromkeys(("recovered", "recovered_interval", "control_recovered", "as_good_at_random", "score"))
         groups = [group | none | {"misleading": False} for group in report.json["groups"]]
-        changed = {"images": images, "groups": groups, "n_wrong": 0, "ceiling": None}
+        changed = {"images": images, "groups": groups, "n_wrong": 0, "ceiling": None, "lower_logit": None}
         seen = text(debug_html(demo_run, hand_made_debug.report(demo_run, demo_images, workspace, "none", **changed)))
         assert "takes none of 84 images of other classes for sailboat, so there is nothing to blame" in seen
         assert "– random –" in seen

@@ -155,6 +155,16 @@ class TestFigures:
         assert report["ceiling"]["mean"] == pytest.approx(np.mean(shares))
         assert report["ceiling"]["low"] <= report["ceiling"]["mean"] <= report["ceiling"]["high"]
 
+    def test_a_lower_logit_is_tried_on_the_reported_half(self, report, debugger, misled_images):
+        wrong, right = of_kind(report, "reported")
+        names = debugger.classifier.class_names
+        logits = debugger.logits(debugger.load([misled_images / image["path"] for image in (*wrong, *right)])).numpy()
+        true = np.array([names.index(image["true"]) for image in (*wrong, *right)])
+        logits[:, names.index(demo.TARGET)] -= report["lower_logit"]["by"] + 1e-4
+        is_right = logits.argmax(1) == true
+        assert report["lower_logit"]["recovered"] == pytest.approx(is_right[: len(wrong)].mean())
+        assert report["lower_logit"]["clean_accuracy_change"] == pytest.approx(is_right[len(wrong) :].mean() - 1)
+
     def test_presence_is_told_of_every_image_and_its_excess_follows(self, report):
         wrong, right = ({image["path"] for image in images} for images in of_kind(report))
         true = {image["path"]: image["true"] for image in report["images"]}
@@ -172,7 +182,7 @@ class TestFigures:
             scores = [group["score"] for group in report["groups"] if group["misleading"] == flagged]
             assert scores == sorted(scores, reverse=True)
         for group in report["groups"]:
-            assert (group["misleading"], group["reason"]) == judged(group, report["n_wrong"])
+            assert (group["misleading"], group["reason"]) == judged(group, report["n_wrong"], report["lower_logit"])
         assert {group["id"] for group in groups_of(report, "circuit")} >= {"layer4/0", "layer3/0", "layer2/0"}
         json.dumps(report, allow_nan=False)
 
@@ -251,7 +261,7 @@ class TestTooLittle:
             for number in range(4):
                 shutil.copy(misled_images / name / f"plain-{number}.png", tmp_path / "images" / name)
         report = find_misleading(demo_run, tmp_path / "images", Workspace(tmp_path / "workspace"), device="cpu", draws=2).json
-        assert (report["n_wrong"], report["n_reported"], report["ceiling"]) == (0, 0, None)
+        assert [report[name] for name in ("n_wrong", "n_reported", "ceiling", "lower_logit")] == [0, 0, None, None]
         assert {group["id"] for group in report["groups"]} == {group.id for group in demo_run.circuit.groups if group.layer != "logits"}
         for group in report["groups"]:
             assert not group["misleading"]
@@ -277,11 +287,12 @@ GOOD = {
     "clean_accuracy_change": 0.0,
     "target_recall_change": 0.0,
 }
+LOWER = {"by": 0.7, "recovered": 0.05, "clean_accuracy_change": 0.0, "target_recall_change": 0.0}
 
 
 class TestJudgement:
     def test_a_group_that_is_shown_helps_and_costs_nothing_is_misleading(self):
-        flagged, reason = judged(GOOD, n_wrong=100)
+        flagged, reason = judged(GOOD, 100, LOWER)
         assert flagged
         assert "brings their true class back" in reason
 
@@ -289,21 +300,21 @@ class TestJudgement:
         low = GOOD["recovered_interval"][0]
         few, many = {"mean": low / 2, "low": low / 4, "high": 0.9 * low}, {"mean": low, "low": 0.9 * low, "high": 1.1 * low}
         assert (is_beyond(GOOD, few), is_beyond(GOOD, many), is_beyond(GOOD, None)) == (True, False, False)
-        flagged, reason = judged(GOOD | {"beyond_ceiling": True}, n_wrong=100)
+        flagged, reason = judged(GOOD | {"beyond_ceiling": True}, 100, LOWER)
         assert flagged
         assert "also pushes answers towards these classes" in reason
 
     def test_random_silencers_that_bring_back_as_many_at_a_higher_price_are_mentioned(self):
-        flagged, reason = judged(GOOD | {"control_recovered": {"mean": 0.1, "low": 0.0, "high": 0.95}}, n_wrong=100)
+        flagged, reason = judged(GOOD | {"control_recovered": {"mean": 0.1, "low": 0.0, "high": 0.95}}, 100, LOWER)
         assert flagged
         assert "Some random silencers bring back as many, but at a higher price" in reason
-        assert "higher price" not in judged(GOOD, n_wrong=100)[1]
+        assert "higher price" not in judged(GOOD, 100, LOWER)[1]
 
     def test_one_whose_wrong_images_are_of_one_class_may_be_what_the_classes_have_in_common(self):
-        flagged, reason = judged(GOOD | {"confused_class": "school bus"}, n_wrong=100)
+        flagged, reason = judged(GOOD | {"confused_class": "school bus"}, 100, LOWER)
         assert flagged
         assert "Nearly all wrong images are of one class, school bus" in reason
-        assert "in common" not in judged(GOOD, n_wrong=100)[1]
+        assert "in common" not in judged(GOOD, 100, LOWER)[1]
 
     @pytest.mark.parametrize(
         ("changed", "reason"),
@@ -319,15 +330,22 @@ class TestJudgement:
         ],
     )
     def test_anything_else_is_not_and_the_reason_says_what_is_missing(self, changed, reason):
-        flagged, said = judged(GOOD | changed, n_wrong=100)
+        flagged, said = judged(GOOD | changed, 100, LOWER)
         assert not flagged
         assert re.search(reason, said), said
 
+    def test_one_that_does_what_a_lower_logit_of_the_class_does_is_not(self):
+        flagged, reason = judged(GOOD, 100, LOWER | {"recovered": 0.75})
+        assert not flagged
+        assert "hardly more good than calling the class less often would: its logit lowered by 0.7 brings back 75% as well" in reason
+        assert judged(GOOD, 100, LOWER | {"recovered": 0.65})[0]
+        assert judged(GOOD, 100, LOWER | {"recovered": 0.95, "target_recall_change": -0.6})[0]  # at a price that the group does not have
+
     def test_few_wrong_images_tell_nothing(self):
-        flagged, reason = judged(GOOD, n_wrong=ENOUGH_WRONG - 1)
+        flagged, reason = judged(GOOD, ENOUGH_WRONG - 1, LOWER)
         assert not flagged
         assert reason.startswith(f"Only {ENOUGH_WRONG - 1} images")
-        assert judged(GOOD, n_wrong=ENOUGH_WRONG)[0]
+        assert judged(GOOD, ENOUGH_WRONG, LOWER)[0]
 
     def test_what_is_lost_counts_for_more_than_what_comes_back(self):
         outcome = {"recovered": 0.5, "clean_accuracy_change": 0.0, "target_recall_change": 0.0}
