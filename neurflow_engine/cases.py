@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import softmax
 
+from neurflow_engine.contrast import auc
 from neurflow_engine.records import Silencer
 from neurflow_engine.trials import Trials
 
@@ -86,9 +87,7 @@ def lower_logit(logits: np.ndarray, cases: Cases) -> dict[str, float]:
         "by" (0 or more: images whose target logit exceeds the next one by as much or less are called otherwise), "recovered",
         "clean_accuracy_change" and "target_recall_change" as of ``outcome``; all 0 where no constant is worth its price.
     """
-    others = logits.copy()
-    others[:, cases.target] = -np.inf
-    lead, runner_up = logits[:, cases.target] - others.max(1), others.argmax(1)
+    lead, runner_up = _lead(logits, cases.target)
     mendable = runner_up[cases.wrong] == cases.true[cases.wrong]
     best = {"by": 0.0, "recovered": 0.0} | price(np.ones(len(cases.right), bool), cases)
     for by in np.unique(lead[cases.wrong][mendable]):
@@ -97,6 +96,27 @@ def lower_logit(logits: np.ndarray, cases: Cases) -> dict[str, float]:
         found = {"by": float(by), "recovered": float((changed[cases.wrong] & mendable).mean())} | price(stays, cases)
         best = max(best, found, key=worth)
     return best
+
+
+def selectivity(before: np.ndarray, after: np.ndarray, cases: Cases) -> float:
+    """How much more silencing takes from wrong images than from right ones of the target, which a lower logit of the target does not.
+
+    Args:
+        before, after: logits (n_images, n_classes) of all images that the cases name, of the intact network and with the silencer at work.
+
+    Returns:
+        The chance (area under the ROC curve, 0..1) that the lead of the target over the next class falls more in a wrong image than in a
+        right one of the target; 0.5 where there are none to compare.
+    """
+    falls = _lead(before, cases.target)[0] - _lead(after, cases.target)[0]
+    return auc(falls[cases.wrong], falls[cases.right_target])
+
+
+def _lead(logits: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """The target's logit less the largest of the others, and which that is: (n_images,) each."""
+    others = logits.copy()
+    others[:, target] = -np.inf
+    return logits[:, target] - others.max(1), others.argmax(1)
 
 
 def worth(outcome: Mapping[str, float]) -> float:

@@ -124,12 +124,12 @@ def _summary(found: Mapping, model: str, target: str, flagged: Sequence[Mapping]
         if len(flagged) == 1
         else f"{len(flagged)} groups of neurons mislead it, first of all {name}."
     )
+    lower = f" and {_percent(found['lower_logit']['recovered'])} by a lower logit alone" if found["lower_logit"] else ""
     most = f"; {_spread(found['ceiling'])} is the most that can be expected" if found["ceiling"] else ""
     return [
         took,
         f"{who} Once it is silenced, {first['recovered']} of these images get their true class back, beside {first['control']} by random "
-        f"silencing and {_percent(found['lower_logit']['recovered'])} by a lower logit alone{most}. Accuracy on images that were right "
-        f"changes by {first['clean']}.",
+        f"silencing{lower}{most}. Accuracy on images that were right changes by {first['clean']}.",
     ]
 
 
@@ -160,6 +160,7 @@ def _group(entry: Mapping, labels: Mapping[str, str], verdicts: Mapping[str, Ver
         "clean": _points(entry["clean_accuracy_change"], entry["clean_accuracy_interval"]),
         "recall": _points(entry["target_recall_change"]),
         "p_value": _p_value(entry["p_value"]),
+        "selectivity": "–" if entry["selectivity"] is None else f"{entry['selectivity']:.2f}",
         "false_alarms": _percent(entry["false_alarm_rate"]),
         "auc": "–" if entry["auc"] is None else f"{entry['auc']:.2f}",
         "places": [],

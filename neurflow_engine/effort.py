@@ -4,6 +4,7 @@ DRAWS = 200  # random silencers in the control of a group that may be called mis
 FIRST_DRAWS = 20  # after which a group that does no more than they do is left alone
 ENOUGH_WRONG = 12  # wrong images, for a half of them to tell anything
 WRONG_PER_HALF, RIGHT_PER_HALF, CONTROL_IMAGES = 96, 192, 48  # images looked at, at most
+PRESENCE_IMAGES = 1000  # in which the circuit's groups are looked for, where no survey of the folder tells of all: dozens of passes each
 LAYERS = 8  # that contrast groups are looked for in, about
 SCOPES = ("image", "position", "anywhere")  # a mark is everywhere, has a place, or is everywhere and some places betray it
 SHARES = (0.5, 0.65, 0.8)  # of the way from usual to typical, from which an image counts as marked

@@ -20,12 +20,12 @@ from scipy.stats import wilcoxon
 
 from neurflow_engine import silencer_file
 from neurflow_engine.batching import BATCH, in_batches
-from neurflow_engine.cases import Cases, lower_logit, margin, outcome, price, worth
+from neurflow_engine.cases import Cases, lower_logit, margin, outcome, price, selectivity, worth
 from neurflow_engine.contrast import at_level, auc
 from neurflow_engine.contrast_search import contrast_groups
 from neurflow_engine.controls import spread
 from neurflow_engine.debugging import Debugger, contrast_presence, run_order, window_around
-from neurflow_engine.effort import CONTROL_IMAGES, DRAWS, ENOUGH_WRONG, FIRST_DRAWS, LAYERS, RIGHT_PER_HALF, WRONG_PER_HALF
+from neurflow_engine.effort import CONTROL_IMAGES, DRAWS, ENOUGH_WRONG, FIRST_DRAWS, LAYERS, PRESENCE_IMAGES, RIGHT_PER_HALF, WRONG_PER_HALF
 from neurflow_engine.errors import DataError
 from neurflow_engine.evaluation import evaluate
 from neurflow_engine.files import writing
@@ -45,6 +45,7 @@ _BY_CHANCE = 0.025  # of the random silencers, how many may be worth as much as 
 AFFORDABLE = 0.02  # clean accuracy that silencing a misleading group may cost at most
 AFFORDABLE_IN_TARGET = 0.1  # likewise of the target class alone, and no more than a fifth of what comes back
 CLEARLY_ABOVE = 0.8  # AUC of a misleading group, wrong images against right ones of other classes; some right ones carry the mark too
+SELECTIVE = 0.8  # AUC from which on silencing works on wrong images rather than on all that are called the class
 WORTHWHILE = 0.2  # of the wrong images, more than each control, that silencing a misleading group must bring back
 _BEYOND = (
     "It brings back more than the model gets right of these classes otherwise, so it does more than take away what misleads: it also "
@@ -90,8 +91,9 @@ def find_misleading(
     figures come from the second half: the share of wrong images whose true class comes back, beside the same for matched random
     silencers; a one-sided Wilcoxon signed-rank test, image by image, of the gained margin (true logit minus target logit) against the
     median of the control (its tails are heavy: some random directions move an answer far), corrected by Holm's method for the number of
-    groups; what silencing costs on clean images; how many of the random silencers are worth as much, their own cost deducted; and what a
-    lower logit of the class alone would do (``cases.lower_logit``).
+    groups; what silencing costs on clean images; how many of the random silencers are worth as much, their own cost deducted; and what
+    tells a mark from a class that is called a little too often: what a lower logit of the class alone would do (``cases.lower_logit``),
+    and whether silencing works on wrong images rather than on all that are called the class (``cases.selectivity``).
 
     Returns:
         The report; its JSON is that of ``debug RUN --json`` (DESIGN.md).
@@ -275,24 +277,28 @@ class _Search:
             "recovered_interval": None,
             "control_recovered": None,
             "as_good_at_random": None,
+            "selectivity": None,
             "score": None,
             "draws": 0,
         }
         gain = np.zeros((1, 0))
         stays = np.ones(len(right), bool)
         if len(wrong):
-            after = self.trials.logits([candidate.silencer], wrong)
-            back = after.argmax(1) == true[wrong]
-            stays = self.trials.logits([candidate.silencer], right).argmax(1) == true[right] if len(right) else stays
+            logits = self.trials.intact.copy()
+            for rows in (wrong, right):
+                logits[rows] = self.trials.logits([candidate.silencer], rows)
+            after, back = logits[wrong], logits[wrong].argmax(1) == true[wrong]
+            stays = logits[right].argmax(1) == true[right]
             few = wrong[:CONTROL_IMAGES]
             drawn, twins = self._control(candidate, few, float(back[: len(few)].mean()))
             recovered = (drawn.argmax(2) == true[few]).mean(1)
-            margins = np.stack([margin(logits, true[few], self.target) for logits in (after[: len(few)], *drawn)])
+            margins = np.stack([margin(one, true[few], self.target) for one in (after[: len(few)], *drawn)])
             gain = margins - margin(self.trials.intact[few], true[few], self.target)
             entry |= {
                 "recovered": float(back.mean()),
                 "recovered_interval": share_interval(int(back.sum()), len(back)),
                 "control_recovered": spread(recovered),
+                "selectivity": selectivity(self.trials.intact, logits, self.reported),
                 "draws": len(twins),
             }
         interval = [value - 1 for value in share_interval(int(stays.sum()), len(stays))] if len(stays) else [0.0, 0.0]
@@ -353,19 +359,40 @@ class _Search:
     # ------------------------------------------------------------ presence and pictures
 
     def _presences(self, found: Sequence[tuple[Candidate, dict]]) -> dict[str, np.ndarray]:
-        """Presence of every group in every image of the folder, by group id; circuit groups from the survey if there is one."""
+        """Presence of every group in every image of the folder, by group id; circuit groups from the survey if there is one, else where
+        they are measured, and NaN elsewhere."""
         paths = self.predictions["path"].tolist()
-        shown = {candidate.id: np.zeros(len(paths)) for candidate, _ in found}
+        shown = {candidate.id: np.full(len(paths), np.nan) for candidate, _ in found}
         contrast = [(candidate, entry) for candidate, entry in found if candidate.kind == "contrast"]
         with self.progress.stage("presence", len(paths)) as tick:
             for batch in in_batches(range(len(paths)), BATCH):
-                own = [paths[row] for row in batch]
-                images = None if self.survey and not contrast else self.debugger.load([self.root / path for path in own])
-                by_group = self.debugger.presence_in(self._surveyed(own)) if self.survey else self.debugger.presence(images)
-                for group, values in (by_group | self._contrast_presences(images, contrast)).items():
-                    shown[group][list(batch)] = values
+                own, rows = [paths[row] for row in batch], np.array(batch)
+                measured = self._measured[rows]
+                images = self.debugger.load([self.root / path for path in own]) if contrast or measured.any() else None
+                for group, values in self._contrast_presences(images, contrast).items():
+                    shown[group][rows] = values
+                if measured.any():
+                    for group, values in self.debugger.presence(images[torch.from_numpy(measured)]).items():
+                        shown[group][rows[measured]] = values
+                if self.survey:
+                    for group, values in self.debugger.presence_in(self._surveyed(own)).items():
+                        shown[group][rows] = values
                 tick.advance(len(batch))
         return shown
+
+    @cached_property
+    def _measured(self) -> np.ndarray:
+        """In which images (n_images,) of the folder the circuit's groups are looked for; in none where the survey tells of all.
+
+        Wrong images first, then those that groups are chosen or reported on, then others; which of them, chance decides.
+        """
+        later = np.where(self.half < 0, 2, 1)
+        later[self.wrong] = 0
+        order = np.random.default_rng(self.seed).permutation(len(later))
+        order = order[np.argsort(later[order], kind="stable")]
+        measured = np.zeros(len(later), bool)
+        measured[order[:PRESENCE_IMAGES]] = self.survey is None
+        return measured
 
     def _surveyed(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
         """What the survey holds of some images, by layer of the circuit."""
@@ -443,9 +470,10 @@ class _Search:
         }
 
     def _entry(self, candidate: Candidate, entry: dict, presence: np.ndarray) -> dict:
-        others = self.clean[self.true[self.clean] != self.target]
-        excess = float(presence[self.wrong].mean() - presence[others].mean()) if len(self.wrong) and len(others) else 0.0
-        alarm = 0.5 if candidate.kind == "contrast" else float(np.median(presence[self.wrong])) if len(self.wrong) else 1.0
+        wrong, others = (presence[rows] for rows in (self.wrong, self.clean[self.true[self.clean] != self.target]))
+        wrong, others = (values[~np.isnan(values)] for values in (wrong, others))
+        excess = float(wrong.mean() - others.mean()) if len(wrong) and len(others) else 0.0
+        alarm = 0.5 if candidate.kind == "contrast" else float(np.median(wrong)) if len(wrong) else 1.0
         return {
             "id": candidate.id,
             "layer": candidate.silencer.layer,
@@ -456,7 +484,7 @@ class _Search:
             "presence_excess": excess,
             "alarm_level": alarm,
             "ways": candidate.ways,
-            "presence": [round(float(value), 4) for value in presence],
+            "presence": [None if np.isnan(value) else round(float(value), 4) for value in presence],
         }
 
     @cached_property
@@ -469,8 +497,9 @@ class _Search:
 
     @cached_property
     def lower_logit(self) -> dict[str, float] | None:
-        """What a lower logit of the class would do on the second half; None without wrong images."""
-        return lower_logit(self.trials.intact, self.reported) if len(self.reported.wrong) else None
+        """What a lower logit of the class would do on the second half; None without wrong images, or right ones of the class to pay for
+        it."""
+        return lower_logit(self.trials.intact, self.reported) if len(self.reported.wrong) and len(self.reported.right_target) else None
 
     @cached_property
     def ceiling(self) -> dict[str, float] | None:
@@ -516,11 +545,11 @@ def judged(entry: Mapping, n_wrong: int, lower_logit: Mapping | None) -> tuple[b
         return False, f"Silencing it costs {-entry['clean_accuracy_change']:.1%} of the clean accuracy: the model needs it."
     if lost > max(AFFORDABLE_IN_TARGET, 0.2 * recovered):
         return False, f"Silencing it loses {lost:.0%} of the class's own right images: it belongs to the class."
-    if worth(entry) - worth(lower_logit) < WORTHWHILE:
+    if lower_logit and worth(entry) - worth(lower_logit) < WORTHWHILE and entry["selectivity"] < SELECTIVE:
         return (
             False,
-            f"Silencing it does hardly more good than calling the class less often would: its logit lowered by {lower_logit['by']:.1f} "
-            f"brings back {lower_logit['recovered']:.0%} as well.",
+            f"Silencing it is much like calling the class less often: a logit lowered by {lower_logit['by']:.1f} brings back "
+            f"{lower_logit['recovered']:.0%} too, and the class's own images lose by it as wrong ones do. It may belong to the class.",
         )
     reasons = ["Wrong images show it far more than right ones, silencing it brings their true class back, and costs little elsewhere."]
     if recovered <= control["high"]:

@@ -207,16 +207,17 @@ def _unseen(report: DebugReport, root: str, paths: Sequence[str]) -> np.ndarray:
 def _presence(
     report: DebugReport | None, group_ids: Sequence[str], paths: Sequence[str]
 ) -> tuple[dict[str, list[float]] | None, np.ndarray | None]:
-    """What the report of the same images says: presence of each group per image, and whether any of them is present, (n_images,)."""
+    """What the report of the same images says: presence of each group per image, and whether any of them is present, (n_images,); nothing
+    where it does not tell of every image."""
     place = {image["path"]: row for row, image in enumerate(report.json["images"])} if report else {}
     if not set(paths) <= place.keys():
         return None, None
-    presence, present = {}, np.zeros(len(paths), bool)
-    for group_id in group_ids:
-        entry = report.group(group_id)
-        presence[group_id] = [entry["presence"][place[path]] for path in paths]
-        present |= np.array(presence[group_id]) >= entry["alarm_level"]
-    return presence, present
+    rows = [place[path] for path in paths]
+    presence = {group_id: report.presence(group_id)[rows] for group_id in group_ids}
+    if any(np.isnan(values).any() for values in presence.values()):
+        return None, None
+    present = np.any([values >= report.group(group_id)["alarm_level"] for group_id, values in presence.items()], axis=0)
+    return {group_id: values.tolist() for group_id, values in presence.items()}, present
 
 
 def _sides(present: np.ndarray | None, n_images: int, n_groups: int) -> dict[bool | None, tuple[str, np.ndarray]]:

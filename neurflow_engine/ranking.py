@@ -20,7 +20,7 @@ def ranking(report: DebugReport, group_id: str) -> pd.DataFrame:
     """The images of a report, those that show the group most strongly first; images that show it alike stay in the order of their paths.
 
     A file that lies in the folder several times is listed once, under the first of its names. Files are compared as they are now; those
-    that are gone are listed as they were.
+    that are gone are listed as they were. Images in which the group was not measured (``DebugReport.presence``) are not listed.
 
     Returns:
         One row per image: rank (1, 2, ...), path (relative to the report's folder), true (class name; missing where it is not known),
@@ -33,10 +33,10 @@ def ranking(report: DebugReport, group_id: str) -> pd.DataFrame:
     """
     entry = report.group(group_id)
     table = pd.DataFrame(report.json["images"], columns=["path", "true", "predicted", "probability"])
-    table["presence"] = entry["presence"]
+    table["presence"] = report.presence(group_id)
     table["present"] = table["presence"] >= entry["alarm_level"]
     table["wrong"] = (table["predicted"] != table["true"]).astype("boolean").mask(table["true"].isna())
-    table = table.sort_values("path", ignore_index=True)
+    table = table.dropna(subset="presence").sort_values("path", ignore_index=True)
     others = copies(report.images_root, table["path"].tolist())
     table = table[table["path"].isin(others.keys())]
     table["duplicates"] = [others[path] for path in table["path"]]

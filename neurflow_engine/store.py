@@ -371,6 +371,13 @@ class DebugReport:
             raise RunError(f"Debug report {self.id} has no group {group_id!r}.{near_matches(group_id, self.groups)}")
         return self.groups[group_id]
 
+    def presence(self, group_id: str) -> np.ndarray:
+        """Presence of a group in every image, (n_images,), 0..1; NaN where it was not measured. Raises RunError with near matches.
+
+        Contrast groups are measured in all images, groups of the circuit in large folders only in some (``effort.PRESENCE_IMAGES``).
+        """
+        return np.array(self.group(group_id)["presence"], float)
+
     @cached_property
     def _silencers(self) -> dict[str, tuple[Layer, Silencer]]:
         return read_silencers(self.folder / self.SILENCERS)[1]

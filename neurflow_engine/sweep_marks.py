@@ -41,8 +41,9 @@ def likeness(one: tuple[DebugReport, str], other: tuple[DebugReport, str]) -> di
     found = {}
     entries = [report.group(group) for report, group in (one, other)]
     if [image["path"] for image in one[0].json["images"]] == [image["path"] for image in other[0].json["images"]]:
-        shown = [np.asarray(entry["presence"]) for entry in entries]
-        if all(values.std() > 0 for values in shown):
+        shown = np.stack([report.presence(group) for report, group in (one, other)])
+        shown = shown[:, ~np.isnan(shown).any(0)]
+        if shown.size and all(values.std() > 0 for values in shown):
             found["presence"] = float(np.corrcoef(*shown)[0, 1])
     if entries[0]["layer"] == entries[1]["layer"]:
         silencers = [report.silencer(group) for report, group in (one, other)]

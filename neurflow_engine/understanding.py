@@ -275,7 +275,7 @@ def nearest(report: DebugReport, path: str, group_id: str, n: int = 6) -> list[N
 
     Candidates show the group at its alarm level or above; where they are fewer than ``n``, those that show it most join them, behind.
     Alike are images whose presences of all groups of the report are near: Euclidean distance, because how strongly groups are shown
-    matters as much as in which proportion.
+    matters as much as in which proportion. Groups that were not measured in the image, and images in which fewer were, are left out.
 
     Args:
         path: of an image of the report, relative to its folder.
@@ -287,16 +287,20 @@ def nearest(report: DebugReport, path: str, group_id: str, n: int = 6) -> list[N
     place = {image["path"]: number for number, image in enumerate(images)}
     if path not in place:
         raise InputError(f"Report {report.id} has no image {path!r}.{near_matches(path, place)}")
-    group = report.group(group_id)
-    profiles = np.array([entry["presence"] for entry in groups], float).T
-    distance = np.linalg.norm(profiles - profiles[place[path]], axis=1)
-    right = [number for number, image in enumerate(images) if image["true"] == image["predicted"] and image["path"] != path]
-    showing = [number for number in right if group["presence"][number] >= group["alarm_level"]]
-    others = sorted(set(right) - set(showing), key=lambda number: -group["presence"][number])
+    shown, alarm = report.presence(group_id), report.group(group_id)["alarm_level"]
+    profiles = np.stack([report.presence(entry["id"]) for entry in groups], axis=1)
+    measured = ~np.isnan(profiles[place[path]])
+    distance = np.linalg.norm((profiles - profiles[place[path]])[:, measured], axis=1)
+    comparable = ~np.isnan(distance + shown)
+    right = [number for number in np.flatnonzero(comparable) if _is_right(images[number]) and number != place[path]]
+    showing = [number for number in right if shown[number] >= alarm]
+    others = sorted(set(right) - set(showing), key=lambda number: -shown[number])
     chosen = [*sorted(showing, key=lambda number: distance[number])[:n], *others][:n]
-    return [
-        Neighbour(images[number]["path"], images[number]["true"], group["presence"][number], float(distance[number])) for number in chosen
-    ]
+    return [Neighbour(images[number]["path"], images[number]["true"], float(shown[number]), float(distance[number])) for number in chosen]
+
+
+def _is_right(image: Mapping) -> bool:
+    return image["true"] == image["predicted"]
 
 
 # what a report shows

@@ -32,6 +32,7 @@ def group(group_id: str, presence: list[float], **changed) -> dict:
         "recovered_interval": [0.64, 0.78],
         "control_recovered": {"mean": 0.02, "low": 0.0, "high": 0.05},
         "as_good_at_random": 0.0,
+        "selectivity": 0.97,
         "draws": 200,
         "clean_accuracy_change": -0.002,
         "clean_accuracy_interval": [-0.008, 0.003],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from neurflow_engine.cases import Cases, lower_logit, price, worth
+from neurflow_engine.cases import Cases, lower_logit, price, selectivity, worth
 
 TARGET = 0
 
@@ -44,3 +44,24 @@ class TestLowerLogit:
         logits = np.repeat([[9.0, 0, 0], [1.0, 0.5, 0.0], [1.0, 0.5, 0.0]], 10, axis=0)
         found = lower_logit(logits, cases_of(logits, true))
         assert (found["by"], found["recovered"]) == (0.5, 0.5)
+
+
+class TestSelectivity:
+    TRUE = np.repeat([0, 1, 1], 4)
+    BEFORE = np.repeat([[2.0, 0.0, 1.0], [2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], 4, axis=0)
+
+    def fallen(self, own: float, wrong: float) -> float:
+        """Of taking so much from the target's logit in its own and in wrong images."""
+        after = self.BEFORE.copy()
+        after[:4, TARGET] -= own
+        after[4:8, TARGET] -= wrong
+        return selectivity(self.BEFORE, after, cases_of(self.BEFORE, self.TRUE))
+
+    def test_is_0_5_for_a_lower_logit_and_1_for_what_works_on_wrong_images_alone(self):
+        assert self.fallen(0.7, 0.7) == 0.5
+        assert self.fallen(0.1, 0.7) == 1.0
+        assert self.fallen(0.7, 0.1) == 0.0
+
+    def test_is_0_5_where_there_is_nothing_to_compare(self):
+        cases = cases_of(self.BEFORE[4:], self.TRUE[4:])
+        assert selectivity(self.BEFORE[4:], self.BEFORE[4:] - 1, cases) == 0.5

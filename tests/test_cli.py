@@ -251,6 +251,7 @@ class TestResults:
             "presence_excess",
             "alarm_level",
             "as_good_at_random",
+            "selectivity",
             "beyond_ceiling",
             "confused_class",
             "ways",

@@ -126,7 +126,7 @@ class TestWhatItSays:
 
     def test_a_folder_without_wrong_images_has_figures_for_nothing(self, demo_run, demo_images, workspace, report):
         images = [image | {"predicted": image["true"], "half": None} for image in report.json["images"]]
-        none = dict.fromkeys(("recovered", "recovered_interval", "control_recovered", "as_good_at_random", "score"))
+        none = dict.fromkeys(("recovered", "recovered_interval", "control_recovered", "as_good_at_random", "selectivity", "score"))
         groups = [group | none | {"misleading": False} for group in report.json["groups"]]
         changed = {"images": images, "groups": groups, "n_wrong": 0, "ceiling": None, "lower_logit": None}
         seen = text(debug_html(demo_run, hand_made_debug.report(demo_run, demo_images, workspace, "none", **changed)))

@@ -22,7 +22,7 @@ from neurflow_engine.store import Workspace
 from neurflow_engine.tracing import record
 from neurflow_engine.twins import random_twins
 
-FIGURES = ("recovered", "recovered_interval", "control_recovered", "score")
+FIGURES = ("recovered", "recovered_interval", "control_recovered", "selectivity", "score")
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,21 @@ class TestFigures:
         assert report["lower_logit"]["recovered"] == pytest.approx(is_right[: len(wrong)].mean())
         assert report["lower_logit"]["clean_accuracy_change"] == pytest.approx(is_right[len(wrong) :].mean() - 1)
 
+    def test_selectivity_is_how_often_a_wrong_image_loses_more_than_an_image_of_the_class(self, report, group, debugger, misled_images):
+        wrong, right = of_kind(report, "reported")
+        own = [image for image in right if image["true"] == demo.TARGET]
+        target = debugger.classifier.class_names.index(demo.TARGET)
+
+        def leads(images: list[dict], silencers=()) -> np.ndarray:
+            logits = debugger.logits(debugger.load([misled_images / image["path"] for image in images]), silencers).numpy()
+            return logits[:, target] - np.delete(logits, target, axis=1).max(1)
+
+        silencers = debugger.silencers([group["id"]])
+        lost = [leads(images) - leads(images, silencers) for images in (wrong, own)]
+        expected = np.mean([[np.heaviside(mine - other, 0.5) for other in lost[1]] for mine in lost[0]])
+        assert group["selectivity"] == pytest.approx(expected, abs=1e-3)
+        assert group["selectivity"] >= 0.8
+
     def test_presence_is_told_of_every_image_and_its_excess_follows(self, report):
         wrong, right = ({image["path"] for image in images} for images in of_kind(report))
         true = {image["path"]: image["true"] for image in report["images"]}
@@ -239,6 +254,26 @@ class TestAgain:
         again = find_misleading(demo_run, misled_images, Workspace(tmp_path), device="cpu", draws=report["draws"]).json
         assert again | {"created": 0} == report | {"created": 0}
 
+    def test_in_large_folders_groups_of_the_circuit_are_measured_in_some_images(
+        self, misled_report, demo_run, misled_images, tmp_path, monkeypatch
+    ):
+        for name in ("owl", "fish"):
+            (tmp_path / "images" / name).mkdir(parents=True)
+            marked = next(path.name for path in sorted((misled_images / name).glob("marked-*.png")))
+            for file in ("plain-0.png", "plain-1.png", marked):
+                shutil.copy(misled_images / name / file, tmp_path / "images" / name)
+        monkeypatch.setattr("neurflow_engine.misleading.PRESENCE_IMAGES", 4)
+        found = find_misleading(demo_run, tmp_path / "images", Workspace(tmp_path / "workspace"), device="cpu", draws=1)
+        whole = dict(zip((image["path"] for image in misled_report.json["images"]), misled_report.presence("layer3/0"), strict=True))
+        told = {image["path"]: value for image, value in zip(found.json["images"], found.presence("layer3/0"), strict=True)}
+        measured = {path: value for path, value in told.items() if not np.isnan(value)}
+        assert len(measured) == 4
+        assert measured == pytest.approx({path: whole[path] for path in measured}, abs=1e-3)
+        wrong = {image["path"] for image in of_kind(found.json)[0]}
+        assert 0 < len(wrong) <= 4
+        assert wrong <= set(measured)
+        json.dumps(found.json, allow_nan=False)
+
     def test_several_folders_are_looked_at_together(self, demo_run, misled_images, tmp_path):
         for part, name in (("one", "owl"), ("two", "fish")):
             (tmp_path / part / name).mkdir(parents=True)
@@ -282,6 +317,7 @@ GOOD = {
     "confused_class": None,
     "control_recovered": {"mean": 0.0, "low": 0.0, "high": 0.01},
     "as_good_at_random": 0.0,
+    "selectivity": 0.95,
     "p_value": 1e-6,
     "auc": 1.0,
     "clean_accuracy_change": 0.0,
@@ -335,11 +371,16 @@ class TestJudgement:
         assert re.search(reason, said), said
 
     def test_one_that_does_what_a_lower_logit_of_the_class_does_is_not(self):
-        flagged, reason = judged(GOOD, 100, LOWER | {"recovered": 0.75})
+        alike = GOOD | {"selectivity": 0.5}
+        flagged, reason = judged(alike, 100, LOWER | {"recovered": 0.75})
         assert not flagged
-        assert "hardly more good than calling the class less often would: its logit lowered by 0.7 brings back 75% as well" in reason
-        assert judged(GOOD, 100, LOWER | {"recovered": 0.65})[0]
-        assert judged(GOOD, 100, LOWER | {"recovered": 0.95, "target_recall_change": -0.6})[0]  # at a price that the group does not have
+        assert (
+            "much like calling the class less often: a logit lowered by 0.7 brings back 75% too, and the class's own images lose" in reason
+        )
+        assert judged(alike, 100, LOWER | {"recovered": 0.65})[0]
+        assert judged(alike, 100, LOWER | {"recovered": 0.95, "target_recall_change": -0.6})[0]  # at a price that the group does not have
+        assert judged(GOOD, 100, LOWER | {"recovered": 0.75})[0]  # it works on other images
+        assert judged(alike, 100, None)[0]
 
     def test_few_wrong_images_tell_nothing(self):
         flagged, reason = judged(GOOD, ENOUGH_WRONG - 1, LOWER)

@@ -249,6 +249,15 @@ class TestWithAReport:
         assert other["images"]["presence"] is None
         assert {cell["present"] for cell in other["groups"]} == {None}
 
+    def test_where_a_group_was_not_measured_in_every_image_groups_are_classes(self, demo_run, folder, workspace, report, fixed, tmp_path):
+        shutil.copytree(report.folder, tmp_path / "partly")
+        groups = [group | {"presence": [None, *group["presence"][1:]]} for group in report.json["groups"]]
+        (tmp_path / "partly" / MANIFEST).write_text(json.dumps(report.json | {"groups": groups}))
+        other = preview(demo_run, folder, self.IDS, workspace, report=DebugReport(tmp_path / "partly"), device="cpu")
+        assert other["images"]["presence"] is None
+        assert {cell["name"] for cell in other["groups"]} == {"car", "fish", "owl", "sailboat"}
+        assert other["images"]["after"] == fixed["images"]["after"]
+
     def test_what_was_chosen_on_is_known_within_a_larger_folder_too(self, demo_run, folder, workspace, report, fixed, tmp_path):
         shutil.copytree(report.folder, tmp_path / "larger")
         images = [image | {"path": f"{folder.name}/{image['path']}"} for image in report.json["images"]]

@@ -58,6 +58,13 @@ def test_the_strongest_come_first_and_equals_by_path(report):
     assert found["probability"].tolist() == [0.9, 0.75, 0.8, 0.5, 0.7]
 
 
+def test_images_in_which_the_group_was_not_measured_are_not_listed(report):
+    report.group(GROUP)["presence"][0] = None
+    found = ranking(report, GROUP)
+    assert found["path"].tolist() == ["cat/01.png", "unknown/=1+1.png", "cat/00.png", "dog/00.png"]
+    assert found["rank"].tolist() == [1, 2, 3, 4]
+
+
 def test_an_image_of_unknown_class_is_neither_wrong_nor_right(report):
     wrong = ranking(report, GROUP)["wrong"]
     assert wrong.isna().tolist() == [False, False, True, False, False]

@@ -58,6 +58,16 @@ def test_groups_that_show_in_the_same_images_are_one_mark_in_whatever_layers_the
     assert mark.similarity == pytest.approx(np.corrcoef(noisy(STAMPED, 1), noisy(STAMPED, 2))[0, 1])
 
 
+def test_groups_are_compared_in_the_images_in_which_both_were_measured(report):
+    one, other = noisy(STAMPED, 1), noisy(STAMPED, 2)
+    reports = [report(name, {f"layer{number}/0": (shown, None)}) for number, (name, shown) in enumerate({"a": one, "b": other}.items())]
+    reports[0].groups["layer0/0"]["presence"][:3] = [None] * 3
+    reports[1].groups["layer1/0"]["presence"][-1] = None
+    assert likeness((reports[0], "layer0/0"), (reports[1], "layer1/0")) == {
+        "presence": pytest.approx(np.corrcoef(one[3:-1], other[3:-1])[0, 1])
+    }
+
+
 def test_directions_of_one_layer_are_one_mark_also_where_they_show_in_other_images_and_whichever_way_they_point(report):
     others = {"fox": report("three", {"layer2/contrast-1": (noisy(STRIPES, 5), DIRECTION)})}  # the same numbers in another layer
     (mark,) = marks(

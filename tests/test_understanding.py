@@ -241,6 +241,15 @@ class TestNearest:
         assert found[0].presence == 0.7
         assert found[0].distance == pytest.approx(0.02**0.5)
 
+    def test_what_was_not_measured_is_not_compared(self, report):
+        own = "car/000.png"
+        presences = {own: (0.9, 0.8), "fish/001.png": (0.8, 0.7), "owl/001.png": (0.85, None), "owl/002.png": (0.2, 0.6)}
+        found = nearest(self.shown(report, presences), own, CIRCUIT, 2)
+        assert [one.path for one in found] == ["fish/001.png", "owl/002.png"]
+        # where the image itself was not measured, what was measured decides
+        found = nearest(self.shown(report, presences | {own: (None, 0.8), "owl/002.png": (None, 0.75)}), own, CIRCUIT, 2)
+        assert [(one.path, one.distance) for one in found] == [("owl/002.png", pytest.approx(0.05)), ("fish/001.png", pytest.approx(0.1))]
+
     def test_what_is_not_in_the_report_is_refused(self, report):
         with pytest.raises(InputError, match=r"has no image 'car/0000.png'\. Did you mean car/000.png"):
             nearest(report, "car/0000.png", CIRCUIT)

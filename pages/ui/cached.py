@@ -271,8 +271,12 @@ def mean_presence(run_id: str, report_id: str) -> dict[str, tuple[float | None, 
     images = report.json["images"]
     wrong = np.array([image["true"] is not None and image["predicted"] == target != image["true"] for image in images], bool)
     right = np.array([image["predicted"] == image["true"] for image in images], bool)
-    shown = {name: np.array(entry["presence"], float) for name, entry in report.groups.items()}
-    return {name: tuple(float(values[side].mean()) if side.any() else None for side in (wrong, right)) for name, values in shown.items()}
+
+    def mean(values: np.ndarray) -> float | None:
+        measured = values[~np.isnan(values)]
+        return float(measured.mean()) if len(measured) else None
+
+    return {name: tuple(mean(report.presence(name)[side]) for side in (wrong, right)) for name in report.groups}
 
 
 def previews(run_id: str) -> list[dict]:

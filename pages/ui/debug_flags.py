@@ -43,6 +43,7 @@ def banner(scene: Scene) -> None:
             f"{found['n_wrong']} images are wrongly taken for {scene.run.circuit.target_name}: groups and their silencers were found on "
             f"{chosen}, all figures are of {found['n_reported']} others"
         )
+    if found["lower_logit"]:
         words.append(
             f"Calling the class less often, by a lower logit alone, would bring back {show.percent(found['lower_logit']['recovered'])}"
         )

@@ -4,6 +4,7 @@ from contextlib import suppress
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -126,7 +127,7 @@ def alike(scene: Scene, path: Path) -> None:
     asked = session.one_of("alike", order, order[0])
     group = st.selectbox("Right images that show", order, format_func=scene.name, **session.linked("alike", asked))
     found = cached.nearest(scene.run.id, scene.report_id, row["path"], group)
-    own = scene.report.group(group)["presence"][next(n for n, i in enumerate(scene.report.json["images"]) if i["path"] == row["path"])]
+    own = scene.report.presence(group)[next(n for n, i in enumerate(scene.report.json["images"]) if i["path"] == row["path"])]
     figures = "".join(
         f'<figure><img src="{thumbnail(scene.report.images_root / one.path)}" alt=""><figcaption>{escape(one.true)} · presence '
         f"{one.presence:.2f}</figcaption></figure>"
@@ -134,7 +135,8 @@ def alike(scene: Scene, path: Path) -> None:
     )
     st.html(f'<div class="nf-grid">{figures}</div>')
     st.caption(
-        f"Correctly classified images whose groups are most like this one's, among those that show the group; presence here {own:.2f}."
+        "Correctly classified images whose groups are most like this one's, among those that show the group"
+        + ("." if np.isnan(own) else f"; presence here {own:.2f}.")
     )
 
 

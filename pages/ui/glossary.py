@@ -39,7 +39,7 @@ WORDS: dict[str, dict[str, str]] = {
         "clean accuracy": "Accuracy on images that were predicted right before; what it loses is the price of silencing.",
         "false alarms": "Share of right images that show the group as strongly as wrong ones do.",
         "recoverable": "The share of the wrong images that can come back at best: images of those classes are right no more often.",
-        "lower logit": "What calling the class less often brings back, without any group. A group must do clearly more to be misleading.",
+        "lower logit": "What calling the class less often brings back, without any group: errors near the border between classes.",
         "sweep": "All classes of a model, or many, analysed and debugged on one folder of images.",
         "verdict": "What a person decided about a group: core, spurious or unclear.",
         "blame path": "The route through the circuit that carries a wrong answer.",
