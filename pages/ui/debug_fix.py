@@ -163,7 +163,7 @@ def hand_over(scene: Scene, groups: tuple[str, ...], found: dict | None) -> None
             name = f"{run.id}-{group.replace('/', '-')}"
             st.download_button(
                 "Ranking (CSV)", lambda: ranking_csv(report, group), f"{name}.csv", "text/csv", key="download_ranking", on_click="ignore",
-                help=f"All images by presence of {group}, every content once",
+                help=f"Images by presence of {group}, every content once",
             )  # fmt: skip
             st.download_button(
                 "FiftyOne (CSV)", lambda: fiftyone_csv(report, group), f"{name}-fiftyone.csv", "text/csv", key="download_fiftyone",
