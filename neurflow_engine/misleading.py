@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from scipy.stats import wilcoxon
 
 from neurflow_engine import silencer_file
 from neurflow_engine.batching import BATCH, in_batches
@@ -25,10 +24,11 @@ from neurflow_engine.contrast import at_level, auc
 from neurflow_engine.contrast_search import contrast_groups
 from neurflow_engine.controls import spread
 from neurflow_engine.debugging import Debugger, contrast_presence, run_order, window_around
-from neurflow_engine.effort import CONTROL_IMAGES, DRAWS, ENOUGH_WRONG, FIRST_DRAWS, LAYERS, PRESENCE_IMAGES, RIGHT_PER_HALF, WRONG_PER_HALF
+from neurflow_engine.effort import CONTROL_IMAGES, DRAWS, FIRST_DRAWS, LAYERS, PRESENCE_IMAGES, RIGHT_PER_HALF, WRONG_PER_HALF
 from neurflow_engine.errors import DataError
 from neurflow_engine.evaluation import evaluate
 from neurflow_engine.files import writing
+from neurflow_engine.flagging import BY_CHANCE, WORTHWHILE, gain_p_value, is_beyond, judged
 from neurflow_engine.images import absolute_folders, copies, match_classes, scan
 from neurflow_engine.layers import Anatomy, examine, positions
 from neurflow_engine.progress import Progress, Silent
@@ -40,22 +40,7 @@ from neurflow_engine.tracing import folded, record
 from neurflow_engine.trials import Trials, pooled_outputs
 from neurflow_engine.twins import random_twins
 
-SIGNIFICANT = 0.05  # p-value, corrected for the number of groups
-_BY_CHANCE = 0.025  # of the random silencers, how many may be worth as much as a misleading group
-AFFORDABLE = 0.02  # clean accuracy that silencing a misleading group may cost at most
-AFFORDABLE_IN_TARGET = 0.1  # likewise of the target class alone, and no more than a fifth of what comes back
-CLEARLY_ABOVE = 0.8  # AUC of a misleading group, wrong images against right ones of other classes; some right ones carry the mark too
-SELECTIVE = 0.8  # AUC from which on silencing works on wrong images rather than on all that are called the class
-WORTHWHILE = 0.2  # of the wrong images, more than each control, that silencing a misleading group must bring back
-_BEYOND = (
-    "It brings back more than the model gets right of these classes otherwise, so it does more than take away what misleads: it also "
-    "pushes answers towards these classes."
-)
 _NEARLY_ALL = 0.9  # of the wrong images
-_CONFUSED = (
-    "Nearly all wrong images are of one class, {}: it may be what the two classes have in common rather than a mark, so look at its "
-    "pictures before you act on it."
-)
 _USUAL = 0.9  # quantile of right images of other classes at which the damping of a group of the circuit begins
 _PLACES = 8  # typical places of a contrast group that are shown
 _PLACE_SIDE = 112  # pixels
@@ -316,7 +301,7 @@ class _Search:
         The price is looked at only where it decides: a twin cannot be worth more than it brings back.
         """
         contenders = np.flatnonzero(recovered >= own)
-        if len(contenders) <= _BY_CHANCE * len(twins):
+        if len(contenders) <= BY_CHANCE * len(twins):
             return len(contenders) / len(twins)
         true, right = self.reported.true, self.reported.right
         as_good = 0
@@ -518,57 +503,3 @@ class _Search:
         known = sum(dict(zip(self.true[self.wrong], counts, strict=True)).values())
         low, high = share_interval(round(mean * known), known) if known else (0.0, 1.0)
         return {"mean": mean, "low": low, "high": high}
-
-
-def judged(entry: Mapping, n_wrong: int, lower_logit: Mapping | None) -> tuple[bool, str]:
-    """Whether a group is misleading, and why or why not in a sentence or two.
-
-    Args:
-        entry: its figures.
-        n_wrong: wrong images of the folder.
-        lower_logit: what a lower logit of the class does on the images that the figures are of.
-    """
-    if n_wrong < ENOUGH_WRONG or entry["recovered"] is None:
-        return False, f"Only {n_wrong} images are wrongly taken for the class; at least {ENOUGH_WRONG} are needed to tell."
-    control, recovered = entry["control_recovered"], entry["recovered"]
-    lost = -entry["target_recall_change"]
-    if entry["as_good_at_random"] > _BY_CHANCE or entry["p_value"] >= SIGNIFICANT:
-        return False, "Silencing it does no more good than silencing at random."
-    if recovered - control["mean"] < WORTHWHILE:
-        return (
-            False,
-            f"Silencing it brings back few of the wrong images ({recovered:.0%}; {WORTHWHILE:.0%} more than at random are asked for).",
-        )
-    if entry["auc"] < CLEARLY_ABOVE:
-        return False, f"Wrong images do not show it clearly more than right ones do (AUC {entry['auc']:.2f}, {CLEARLY_ABOVE} is asked for)."
-    if entry["clean_accuracy_change"] < -AFFORDABLE:
-        return False, f"Silencing it costs {-entry['clean_accuracy_change']:.1%} of the clean accuracy: the model needs it."
-    if lost > max(AFFORDABLE_IN_TARGET, 0.2 * recovered):
-        return False, f"Silencing it loses {lost:.0%} of the class's own right images: it belongs to the class."
-    if lower_logit and worth(entry) - worth(lower_logit) < WORTHWHILE and entry["selectivity"] < SELECTIVE:
-        return (
-            False,
-            f"Silencing it is much like calling the class less often: a logit lowered by {lower_logit['by']:.1f} brings back "
-            f"{lower_logit['recovered']:.0%} too, and the class's own images lose by it as wrong ones do. It may belong to the class.",
-        )
-    reasons = ["Wrong images show it far more than right ones, silencing it brings their true class back, and costs little elsewhere."]
-    if recovered <= control["high"]:
-        reasons.append("Some random silencers bring back as many, but at a higher price.")
-    if entry["beyond_ceiling"]:
-        reasons.append(_BEYOND)
-    if entry["confused_class"]:
-        reasons.append(_CONFUSED.format(entry["confused_class"]))
-    return True, " ".join(reasons)
-
-
-def is_beyond(entry: Mapping, ceiling: Mapping | None) -> bool:
-    """Whether silencing a group brings back clearly more wrong images than the model gets right of their classes anyway."""
-    return bool(ceiling) and entry["recovered"] is not None and entry["recovered_interval"][0] > ceiling["high"]
-
-
-def gain_p_value(gain: np.ndarray) -> float:
-    """One-sided signed-rank test over images that a group gains more than the median of its control; gain is (1 + draws, n_images)."""
-    difference = gain[0] - np.median(gain[1:], axis=0) if gain.shape[1] else np.zeros(0)
-    if len(difference) < 5 or not difference.any():
-        return 1.0
-    return float(wilcoxon(difference, alternative="greater").pvalue)

@@ -1,9 +1,9 @@
-"""Wrong and right images: what a lower logit of the target alone would bring back, and at what price."""
+"""Wrong and right images: what silencing is worth, and what a lower logit of the target alone would bring back at what price."""
 
 import numpy as np
 import pytest
 
-from neurflow_engine.cases import Cases, lower_logit, price, selectivity, worth
+from neurflow_engine.cases import COST, Cases, lower_logit, price, selectivity, worth
 
 TARGET = 0
 
@@ -65,3 +65,11 @@ class TestSelectivity:
     def test_is_0_5_where_there_is_nothing_to_compare(self):
         cases = cases_of(self.BEFORE[4:], self.TRUE[4:])
         assert selectivity(self.BEFORE[4:], self.BEFORE[4:] - 1, cases) == 0.5
+
+
+def test_what_is_lost_counts_for_more_than_what_comes_back():
+    outcome = {"recovered": 0.5, "clean_accuracy_change": 0.0, "target_recall_change": 0.0}
+    assert worth(outcome) == 0.5
+    assert worth(outcome | {"clean_accuracy_change": -0.01}) == pytest.approx(0.5 - COST * 0.01)
+    assert worth(outcome | {"target_recall_change": -0.25}) == 0.25
+    assert worth(outcome | {"clean_accuracy_change": 0.1, "target_recall_change": 0.1}) == 0.5  # gains elsewhere are not what is asked
