@@ -109,7 +109,7 @@ def chosen_model() -> dict | None:
     check_readable(weights, "Checkpoint")
     if weights.is_dir():
         st.caption("A folder in timm's format: it says itself what it holds.")
-        return {"name": f"local-dir:{weights}"}
+        return {"name": f"local-dir:{weights}", **overrides(kind)}
     name = architecture("checkpoint_architecture", "The architecture that the weights belong to")
     return {"name": name, "checkpoint": str(weights), **overrides(kind)} if name else None
 

@@ -11,12 +11,12 @@ import hand_made_debug
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from neurflow_engine import access, inventory
+from neurflow_engine import access, demo, inventory
 from neurflow_engine.fidelity import EXPLANATIONS
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.preview import preview
 from neurflow_engine.records import LOGITS
-from pages.ui import cached, graph, show, storage, trust
+from pages.ui import cached, commands, graph, show, storage, trust
 
 APP = str(Path(__file__).parents[1] / "app.py")
 PAGES = ("analyze", "circuit", "debug", "labels", "compare", "sweep")
@@ -120,6 +120,18 @@ class TestAnalyze:
         app.button(key="evaluate").click().run()
         assert "/does/not/exist" in app.error[0].value.replace("\\", "")
         assert not cached.jobs().all()
+
+    def test_a_model_folder_can_be_evaluated_with_merged_classes_too(self, run, tmp_path):
+        (tmp_path / "merged.json").write_text('{"vehicle": ["car", "train"]}')
+        app = opened("analyze")
+        app.segmented_control(key="model_kind").set_value("My checkpoint").run()
+        app.text_input(key="checkpoint").set_value(str(demo.MODEL_FOLDER)).run()
+        app.text_input(key="merge_My checkpoint").set_value(str(tmp_path / "merged.json")).run()
+        app.button(key="evaluate").click().run()
+        assert not app.error
+        (job,) = cached.jobs().all()
+        commands.cancel(job)
+        assert job.argv[:5] == ("evaluate", "--model", f"local-dir:{demo.MODEL_FOLDER}", "--merge", str(tmp_path / "merged.json"))
 
     def test_a_link_to_a_class_picks_it(self, run):
         evaluation = cached.evaluation(run.manifest["evaluation"])
