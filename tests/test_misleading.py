@@ -271,6 +271,8 @@ class TestAgain:
         wrong = {image["path"] for image in of_kind(found.json)[0]}
         assert 0 < len(wrong) <= 4
         assert wrong <= set(measured)
+        assert found.json["lower_logit"] is None  # no right image of the class to pay for it
+        assert {group["selectivity"] for group in found.json["groups"]} == {0.5}
         json.dumps(found.json, allow_nan=False)
 
     def test_several_folders_are_looked_at_together(self, demo_run, misled_images, tmp_path):

@@ -358,6 +358,21 @@ class TestDebug:
         assert list(table["group"]) == list(report.groups)
         assert table["recovered · random control"][1] == "3 % [1, 9] · random 2 % [0, 5]"
 
+    def test_where_a_group_was_measured_in_some_images_the_page_says_in_how_many(self, run, report):
+        n = len(report.json["images"])
+        partly = [None] * 10 + [0.25] * (n - 10)
+        groups = [entry | {"presence": partly} if entry["kind"] == "circuit" else entry for entry in report.json["groups"]]
+        hand_made_debug.report(run, run.data_root, cached.workspace(), groups=groups)
+        image = report.json["images"][0]["path"]  # not measured itself
+        app = opened("debug", run=run.id, silence=hand_made_debug.CIRCUIT, look="Right images alike", image=image)
+        assert not app.error
+        assert "presence 0.25" in written(app)
+        said = " ".join(caption.value for caption in app.caption)
+        assert f"in the {n - 10} of {n} images in which it was measured" in said
+        (table,) = (frame.value for frame in app.dataframe if "on right" in frame.value)
+        assert table.set_index("group").loc[hand_made_debug.CIRCUIT, "on right"] == 0.25
+        assert "would bring back 5 %" in said
+
     def test_a_name_given_by_people_stays_text_on_a_flag(self, run, report):
         groups = [entry | {"misleading": True} for entry in report.json["groups"]]
         hand_made_debug.report(run, run.data_root, cached.workspace(), groups=groups)

@@ -7,12 +7,14 @@ from html import escape
 from pathlib import Path
 
 import altair as alt
+import numpy as np
 import pandas as pd
 import streamlit as st
 from scipy.stats import binomtest
 
 from neurflow_engine.debug_report import debug_html
 from neurflow_engine.ranking import fiftyone_csv, fiftyone_snippet, ranking_csv
+from neurflow_engine.store import DebugReport
 from pages.ui import cached, colours, commands, session, show
 from pages.ui.debug_flags import preview, preview_of
 from pages.ui.debug_scene import Scene, thumbnail
@@ -170,12 +172,18 @@ def hand_over(scene: Scene, groups: tuple[str, ...], found: dict | None) -> None
                 on_click="ignore", help=f"The same images with the tag neurflow:{group}",
             )  # fmt: skip
     if groups:
-        st.caption(
-            show.plain(f"The fix silences {scene.names(groups)}." + (f" The images are ranked by {scene.name(group)}." if group else ""))
-        )
+        said = f" The images are ranked by {scene.name(group)}{measured(report, group)}." if group else ""
+        st.caption(show.plain(f"The fix silences {scene.names(groups)}.{said}"))
     if group:
         with st.expander("Open it in FiftyOne"):
             st.code(fiftyone_snippet(f"{name}-fiftyone.csv", group), language="python")
+
+
+def measured(report: DebugReport, group: str) -> str:
+    """In how many images a group was measured, where not in all."""
+    presence = report.presence(group)
+    n = int((~np.isnan(presence)).sum())
+    return "" if n == len(presence) else f", in the {n} of {len(presence)} images in which it was measured"
 
 
 def fix_zip(scene: Scene, groups: tuple[str, ...]) -> bytes:
