@@ -40,6 +40,14 @@ from neurflow_engine.tracing import folded, record
 from neurflow_engine.trials import Trials, pooled_outputs
 from neurflow_engine.twins import random_twins
 
+_OF_WRONG = (
+    "recovered",
+    "recovered_interval",
+    "control_recovered",
+    "as_good_at_random",
+    "selectivity",
+    "score",
+)  # None where there are none
 _NEARLY_ALL = 0.9  # of the wrong images
 _USUAL = 0.9  # quantile of right images of other classes at which the damping of a group of the circuit begins
 _PLACES = 8  # typical places of a contrast group that are shown
@@ -257,43 +265,30 @@ class _Search:
     def _figures(self, candidate: Candidate) -> tuple[dict, np.ndarray]:
         """What one candidate does on the second half beside its control, and the margins gained, (1 + draws, n_images)."""
         wrong, right, true = self.reported.wrong, self.reported.right, self.reported.true
-        entry = {
-            "recovered": None,
-            "recovered_interval": None,
-            "control_recovered": None,
-            "as_good_at_random": None,
-            "selectivity": None,
-            "score": None,
-            "draws": 0,
+        if not len(wrong):
+            untried = np.ones(len(right), bool)
+            entry = dict.fromkeys(_OF_WRONG) | price(untried, self.reported) | {"clean_accuracy_interval": None, "draws": 0}
+            return entry | self._strengths(candidate, untried), np.zeros((1, 0))
+        logits = self.trials.intact.copy()
+        for rows in (wrong, right):
+            logits[rows] = self.trials.logits([candidate.silencer], rows)
+        back, stays = (logits[rows].argmax(1) == true[rows] for rows in (wrong, right))
+        few = wrong[:CONTROL_IMAGES]
+        drawn, twins = self._control(candidate, few, float(back[: len(few)].mean()))
+        recovered = (drawn.argmax(2) == true[few]).mean(1)
+        margins = np.stack([margin(one, true[few], self.target) for one in (logits[few], *drawn)])
+        cost = price(stays, self.reported)
+        entry = cost | {
+            "recovered": float(back.mean()),
+            "recovered_interval": share_interval(int(back.sum()), len(back)),
+            "control_recovered": spread(recovered),
+            "as_good_at_random": self._as_good(worth(cost | {"recovered": float(back[: len(few)].mean())}), recovered, twins),
+            "selectivity": selectivity(self.trials.intact, logits, self.reported),
+            "score": worth(cost | {"recovered": float(back.mean())}) - float(recovered.mean()),
+            "draws": len(twins),
+            "clean_accuracy_interval": [value - 1 for value in share_interval(int(stays.sum()), len(stays))] if len(stays) else [0.0, 0.0],
         }
-        gain = np.zeros((1, 0))
-        stays = np.ones(len(right), bool)
-        if len(wrong):
-            logits = self.trials.intact.copy()
-            for rows in (wrong, right):
-                logits[rows] = self.trials.logits([candidate.silencer], rows)
-            after, back = logits[wrong], logits[wrong].argmax(1) == true[wrong]
-            stays = logits[right].argmax(1) == true[right]
-            few = wrong[:CONTROL_IMAGES]
-            drawn, twins = self._control(candidate, few, float(back[: len(few)].mean()))
-            recovered = (drawn.argmax(2) == true[few]).mean(1)
-            margins = np.stack([margin(one, true[few], self.target) for one in (after[: len(few)], *drawn)])
-            gain = margins - margin(self.trials.intact[few], true[few], self.target)
-            entry |= {
-                "recovered": float(back.mean()),
-                "recovered_interval": share_interval(int(back.sum()), len(back)),
-                "control_recovered": spread(recovered),
-                "selectivity": selectivity(self.trials.intact, logits, self.reported),
-                "draws": len(twins),
-            }
-        interval = [value - 1 for value in share_interval(int(stays.sum()), len(stays))] if len(stays) else [0.0, 0.0]
-        entry |= price(stays, self.reported) | {"clean_accuracy_interval": interval}
-        if len(wrong):
-            entry["score"] = worth(entry) - entry["control_recovered"]["mean"]
-            own = worth(entry | {"recovered": float(back[: len(few)].mean())})
-            entry["as_good_at_random"] = self._as_good(own, recovered, twins)
-        entry |= self._strengths(candidate, stays)
-        return entry, gain
+        return entry | self._strengths(candidate, stays), margins - margin(self.trials.intact[few], true[few], self.target)
 
     def _as_good(self, own: float, recovered: np.ndarray, twins: Sequence[Silencer]) -> float:
         """The share of random twins that are worth as much, 0..1, by what they bring back, (draws,), less the price that they have too.
