@@ -217,6 +217,7 @@ def _write_report(workspace: Workspace, run: Run, evaluation: Evaluation, random
             "n_clean": int((~wrong).sum()),
             "n_reported": int((wrong & (halves == 1)).sum()),
             "ceiling": {"mean": 0.84, "low": 0.79, "high": 0.88},
+            "lower_logit": {"by": 0.5, "recovered": 0.05, "clean_accuracy_change": -0.001, "target_recall_change": -0.01},
             "images": images,
             "groups": entries,
         },

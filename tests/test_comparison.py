@@ -226,7 +226,7 @@ class TestCommand:
         [
             (("before-1", "before-1"), "needs two runs"),
             (("before-1", "aftr-1"), "after-1"),
-            (("before-1", "../../etc"), "does not exist"),
+            (("before-1", "../../nothing-here"), "does not exist"),
             (("before-1", "after-1", "--draws", "0"), "at least two random draws"),
         ],
     )
