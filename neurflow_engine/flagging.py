@@ -22,6 +22,7 @@ _BEYOND = (
     "It brings back more than the model gets right of these classes otherwise, so it does more than take away what misleads: it also "
     "pushes answers towards these classes."
 )
+_NO_PRICE = "No image of the class itself is predicted right here, so what it costs the class, and whether it belongs to it, is not known."
 _CONFUSED = (
     "Nearly all wrong images are of one class, {}: it may be what the two classes have in common rather than a mark, so look at its "
     "pictures before you act on it."
@@ -34,7 +35,7 @@ def judged(entry: Mapping, n_wrong: int, lower_logit: Mapping | None) -> tuple[b
     Args:
         entry: its figures.
         n_wrong: wrong images of the folder.
-        lower_logit: what a lower logit of the class does on the images that the figures are of.
+        lower_logit: what a lower logit of the class does on the images that the figures are of; None without right images of the class.
     """
     if n_wrong < ENOUGH_WRONG or entry["recovered"] is None:
         return False, f"Only {n_wrong} images are wrongly taken for the class; at least {ENOUGH_WRONG} are needed to tell."
@@ -64,6 +65,8 @@ def judged(entry: Mapping, n_wrong: int, lower_logit: Mapping | None) -> tuple[b
         reasons.append("Some random silencers bring back as many, but at a higher price.")
     if entry["beyond_ceiling"]:
         reasons.append(_BEYOND)
+    if not lower_logit:
+        reasons.append(_NO_PRICE)
     if entry["confused_class"]:
         reasons.append(_CONFUSED.format(entry["confused_class"]))
     return True, " ".join(reasons)

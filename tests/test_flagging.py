@@ -78,7 +78,10 @@ class TestJudgement:
         assert judged(alike, 100, LOWER | {"recovered": 0.65})[0]
         assert judged(alike, 100, LOWER | {"recovered": 0.95, "target_recall_change": -0.6})[0]  # at a price that the group does not have
         assert judged(GOOD, 100, LOWER | {"recovered": 0.75})[0]  # it works on other images
-        assert judged(alike, 100, None)[0]
+        flagged, reason = judged(alike, 100, None)  # no right image of the class to tell by
+        assert flagged
+        assert "what it costs the class, and whether it belongs to it, is not known" in reason
+        assert "not known" not in judged(GOOD, 100, LOWER)[1]
 
     def test_few_wrong_images_tell_nothing(self):
         flagged, reason = judged(GOOD, ENOUGH_WRONG - 1, LOWER)

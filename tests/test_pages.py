@@ -358,6 +358,11 @@ class TestDebug:
         assert list(table["group"]) == list(report.groups)
         assert table["recovered · random control"][1] == "3 % [1, 9] · random 2 % [0, 5]"
 
+    def test_without_right_images_of_the_class_a_flag_says_that_its_price_there_is_not_known(self, run):
+        hand_made_debug.report(run, run.data_root, cached.workspace(), "no-price", lower_logit=None)
+        said = re.sub("<[^>]+>", "", written(opened("debug", run=run.id)))
+        assert f"no image of {run.circuit.target_name} is predicted right here, so what it costs that class is not known" in said
+
     def test_where_a_group_was_measured_in_some_images_the_page_says_in_how_many(self, run):
         whole = hand_made_debug.report(run, run.data_root, cached.workspace(), "partly")
         n = len(whole.json["images"])

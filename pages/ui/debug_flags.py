@@ -111,6 +111,8 @@ def flag(scene: Scene, group: str) -> None:
     at_best = f" · at best {show.percent(ceiling['mean'])}{show.interval(ceiling['low'], ceiling['high'])} can come back" if ceiling else ""
     if scene.report.group(group)["beyond_ceiling"]:
         at_best += "; more do, so silencing it also pushes answers towards the true classes"
+    if not scene.report.json["lower_logit"]:
+        at_best += f" · no image of {scene.run.circuit.target_name} is predicted right here, so what it costs that class is not known"
     if confused := scene.report.group(group)["confused_class"]:
         at_best += f" · nearly all wrong images are {confused}: it may be what the two classes have in common"
     with st.container(border=True, key=f"flag_{number}"):
