@@ -39,6 +39,7 @@ CACHE = "NEURFLOW_CACHE"  # where mirrors lie; default: the user's folder of cac
 SCHEMA = 1  # of the storage
 _MARK, _ENTRIES, _ARCHIVES = "neurflow.json", "entries", "archives"
 _TRIES = 3  # at a folder that is replaced while it is read
+_SENDINGS = 10  # of an object to a disk, where each is spoilt by another machine that deletes its folder at that moment
 _AT_ONCE = 50  # entries that are read together: some are long
 _BLOCK = 1 << 20
 _CLOCKS = 0.05  # seconds by which the clock of a disk may lie behind
@@ -265,8 +266,14 @@ class Remote:
             put(path)
             return
         unfinished = f"{path}.{uuid4().hex}"
-        put(unfinished)
-        os.replace(unfinished, path)
+        for left in reversed(range(_SENDINGS)):
+            put(unfinished)
+            try:
+                os.replace(unfinished, path)
+                return
+            except FileNotFoundError:  # another machine deletes the folder, and with it what killed writers left unfinished
+                if not left:
+                    raise
 
     # the storage
 
@@ -320,10 +327,10 @@ class Remote:
             if isinstance(error, FileNotFoundError):
                 if doing == "read" or missing_is_fine:
                     raise
-                raise WorkspaceError(
-                    f"Workspace {self.url} cannot be written: no bucket {urlsplit(self.url).netloc!r} is there; make it first, or "
-                    "check the address."
-                ) from None
+                if bucket := urlsplit(self.url).netloc:
+                    raise WorkspaceError(
+                        f"Workspace {self.url} cannot be written: no bucket {bucket!r} is there; make it first, or check the address."
+                    ) from None
             raise WorkspaceError(f"Workspace {self.url} cannot be {doing}: {_reason(error)}.") from None
 
     def _is_published(self, kind: str, name: str) -> bool:

@@ -20,7 +20,7 @@ from sharing import build, ended, machine
 from streamlit.testing.v1 import AppTest
 from test_pages import opened, written
 
-from neurflow_engine import access, inventory
+from neurflow_engine import access, inventory, remote
 from neurflow_engine.backup import back_up, restore
 from neurflow_engine.errors import AccessError, RunError, WorkspaceError
 from neurflow_engine.labels import LabelStore
@@ -211,6 +211,31 @@ def test_readers_never_see_half_of_a_run_while_others_publish_and_delete(protoco
     assert all(sentence.startswith("There is no run 'run-") for sentence in gone)
     assert min(changes) >= 5
     print(f"{sum(changes)} changes, {opened_} runs read whole, {len(gone)} were gone before they were read")
+
+
+@pytest.mark.parametrize("spoilt", [3, 1000])
+def test_on_a_disk_a_run_that_others_delete_at_the_moment_it_is_sent_is_sent_again(spoilt, source, tmp_path, monkeypatch):
+    """Before an object has its name it is one more file of the folder, which deleting that folder takes along."""
+    monkeypatch.setenv("NEURFLOW_CACHE", str(tmp_path / "here"))
+    workspace, other = Workspace(f"file://{tmp_path / 'disk'}"), remote.Remote(f"file://{tmp_path / 'disk'}", tmp_path / "other")
+    replace, sent = os.replace, []
+
+    def too_late(unfinished: str | Path, path: str | Path) -> None:
+        if str(path).endswith(".tar"):
+            sent.append(path)
+            if len(sent) <= spoilt:
+                other.delete("runs", "cats")
+        replace(unfinished, path)
+
+    monkeypatch.setattr(os, "replace", too_late)
+    if spoilt > 3:
+        with pytest.raises(WorkspaceError, match=r"^Workspace file:///\S+ cannot be written: FileNotFoundError \(No such file"):
+            build(workspace, "cats", source)
+        return
+    build(workspace, "cats", source)
+    assert len(sent) == 4
+    assert other.bring("runs", "cats")
+    assert contents(tmp_path / "other" / "runs" / "cats") == contents(source.folder)
 
 
 @pytest.mark.parametrize("moment", ["archive is sent", "entry is sent", "entry was answered"])
