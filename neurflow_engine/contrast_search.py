@@ -22,6 +22,7 @@ from neurflow_engine.effort import (
     SHARES,
     STEPS,
     WHOLE_RANKS,
+    WHOLE_SHARES,
     WHOLE_STEPS,
 )
 from neurflow_engine.errors import LayerError
@@ -40,7 +41,6 @@ _WORTHLESS = (-np.inf, 0.0)
 # and variation refined together.
 GATE, SURE, WHOLE = WAYS = ("gate", "sure", "whole")
 _USUAL = 0.5  # quantile of right images that is the usual level
-_SHARE_OF_WHOLE = 0.65
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,14 @@ class _Search:
     def _whole(self, plain: Mapping[How, Value], layers: Sequence[str]) -> list[How]:
         """Positions of the layers that promise most after a few steps, and of the earliest layer, where a mark has not mixed with the
         rest yet but more steps are needed."""
-        first = {layer: self._value(How(layer, "position", WHOLE, _SHARE_OF_WHOLE, WHOLE_RANKS[0], FIRST_STEPS), 0) for layer in layers}
+        first = {layer: self._value(self._whole_at(layer, WHOLE_RANKS[0], FIRST_STEPS), 0) for layer in layers}
         promising = sorted(first, key=first.get, reverse=True)[: FINALISTS - 1]
         finalists = dict.fromkeys([*promising, layers[0]])
-        return [How(layer, "position", WHOLE, _SHARE_OF_WHOLE, rank, WHOLE_STEPS) for layer in finalists for rank in WHOLE_RANKS]
+        return [self._whole_at(layer, rank, WHOLE_STEPS) for layer in finalists for rank in WHOLE_RANKS]
+
+    def _whole_at(self, layer: str, rank: int, steps: int) -> How:
+        """With the share from which images count as marked that does best: it is chosen once all is refined, and so costs little."""
+        return max((How(layer, "position", WHOLE, share, rank, steps) for share in WHOLE_SHARES), key=lambda how: self._value(how, 0))
 
     def _on_both(self, values: Mapping[How, Value]) -> dict[How, Value]:
         """What the best of some ways on the first fold are worth, made on either fold and measured on the other."""
@@ -159,14 +163,25 @@ class _Search:
 
     def _made(self, how: How, fold: int | None) -> Damping | None:
         """The damping that a way gives on one fold, or on all images; None where wrong images do not differ."""
-        own, start = self._own(fold), self._start(replace(how, steps=0), fold)
+        own = self._own(fold)
+        if how.way == WHOLE:
+            found = self._refined(how.layer, how.scope, how.rank, how.steps, fold)
+            return found and sure(self.trials, found, own.wrong, own.right_others, how.share)
+        start = self._start(replace(how, steps=0), fold)
         self.tick.advance(how.steps)
-        if start is None or not how.steps:
-            return start
-        if how.way != WHOLE:
-            return pattern_refined(self.trials, start, own, self._scale(how.layer, fold), how.steps, self.seed)
-        found = whole_refined(self.trials, start, own, self._scale(how.layer, fold), how.steps, how.rank, self.seed)
-        return sure(self.trials, found, own.wrong, own.right_others, how.share)
+        return (
+            pattern_refined(self.trials, start, own, self._scale(how.layer, fold), how.steps, self.seed) if start and how.steps else start
+        )
+
+    @cache  # noqa: B019
+    def _refined(self, layer: str, scope: str, rank: int, steps: int, fold: int | None) -> Damping | None:
+        """A whole damping, refined; in images that count as marked and in others alike."""
+        self.tick.advance(steps)
+        found, own = self._direction(layer, scope, fold), self._own(fold)
+        if found is None:
+            return None
+        start = at_level(self.trials, found, own.right_others, _USUAL)
+        return whole_refined(self.trials, start, own, self._scale(layer, fold), steps, rank, self.seed)
 
     @cache  # noqa: B019
     def _start(self, how: How, fold: int | None) -> Damping | None:
@@ -178,7 +193,7 @@ class _Search:
             found = gated(self.trials, found, own.wrong, own.right_others, how.share)
             return varying(self.trials, found, own.wrong, own.right_others, how.rank, self.seed) if found and how.rank else found
         found = at_level(self.trials, found, own.right_others, _USUAL)
-        return found if how.way == WHOLE else sure(self.trials, found, own.wrong, own.right_others, how.share)
+        return sure(self.trials, found, own.wrong, own.right_others, how.share)
 
     @cache  # noqa: B019
     def _scale(self, layer: str, fold: int | None) -> tuple[np.ndarray, np.ndarray]:

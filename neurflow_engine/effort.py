@@ -12,7 +12,8 @@ RANKS = (0, 32)  # of the variation of what is taken away
 BEST = 3  # of all that is tried on one fold, measured on the other too
 FINALISTS = 3  # layers and scopes that are refined
 STEPS = (15, 40)  # of refining a pattern
-FIRST_STEPS, WHOLE_STEPS, WHOLE_RANKS = 15, 40, (0, 8)  # of refining filter, pattern and variation: at a first look, and of a finalist
+FIRST_STEPS, WHOLE_STEPS, WHOLE_RANKS = 15, 80, (0, 8)  # of refining filter, pattern and variation: at a first look, and of a finalist
+WHOLE_SHARES = (0.35, 0.5, 0.65, 0.8)  # from which an image counts as marked, once they are refined
 REFINED = (  # steps, at most
     FINALISTS * sum(STEPS) + BEST * max(STEPS) + LAYERS * FIRST_STEPS + (FINALISTS * len(WHOLE_RANKS) + BEST + 1) * WHOLE_STEPS
 )

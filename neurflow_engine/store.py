@@ -343,7 +343,7 @@ class Evaluation:
 class DebugReport:
     """What ``debug`` found for a run and a folder of images: figures, and what silences each group."""
 
-    METHOD = 7  # of finding misleading groups: reports of another one are not comparable
+    METHOD = 8  # of finding misleading groups: reports of another one are not comparable
     SILENCERS = "silencers.json"
 
     def __init__(self, folder: Path):
