@@ -1,4 +1,7 @@
-"""A damping refined on a small network whose answer a mark turns: it mends images that it never saw, and leaves right ones alone."""
+"""A damping refined on a small network whose answer a mark turns: it mends images that it never saw, and leaves right ones alone.
+
+And the search that refines several, and chooses.
+"""
 
 import threading
 from dataclasses import dataclass, field, replace
@@ -10,7 +13,10 @@ import torch
 from torch import nn
 
 from neurflow_engine.cases import Cases
-from neurflow_engine.contrast import at_level, direction, gated
+from neurflow_engine.contrast import at_level, direction, gated, sure
+from neurflow_engine.contrast_search import contrast_groups
+from neurflow_engine.effort import WHOLE_SHARES, WHOLE_STEPS
+from neurflow_engine.progress import Silent
 from neurflow_engine.records import Layer, Variation
 from neurflow_engine.refinement import neuron_scale, pattern_refined, whole_refined
 from neurflow_engine.replay import Replay
@@ -157,3 +163,56 @@ def test_the_same_seed_gives_the_same_damping_and_the_network_stays_as_it_was(cl
     assert not np.array_equal(first.filter, other.filter)
     assert all(torch.equal(value, weights[name]) for name, value in classifier.model.state_dict().items())
     assert all(value.grad is None for value in classifier.model.parameters())
+
+
+class Told(Silent):
+    """Keeps how far each stage went, and how far it said that it would."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = []
+
+    def _left(self, stage, seconds):
+        self.stages.append((stage.done, stage.total))
+
+
+@pytest.fixture(scope="module")
+def searched(trials):
+    """What a search finds that nothing is good enough for, which wholes it refined for how many steps, and its stages."""
+    refinements, told = [], Told()
+
+    def refined(trials, damping, cases, scale, steps, rank, seed):
+        refinements.append((steps, rank, cases.wrong.tobytes()))
+        return whole_refined(trials, damping, cases, scale, steps, rank, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("neurflow_engine.contrast_search.whole_refined", refined)
+        found = contrast_groups(trials, CASES, 1.0, told, seed=0)
+    return found, refinements, told.stages
+
+
+def test_the_search_finds_what_mends_pictures_that_it_never_saw(searched, trials):
+    back, stays = shares(trials, searched[0][0])
+    assert back > 0.8
+    assert stays > 0.9
+
+
+def test_the_search_refines_nothing_twice_however_many_shares_it_tries(searched):
+    refinements = searched[1]
+    assert WHOLE_STEPS in [steps for steps, *_ in refinements]
+    assert len(refinements) == len(set(refinements))
+
+
+def test_the_search_goes_no_further_than_it_said(searched):
+    assert searched[2]
+    assert all(0 < done <= total for done, total in searched[2])
+
+
+def test_a_gate_that_opens_later_touches_fewer_pictures(trials, start, scale):
+    damping = whole_refined(trials, start, CASES, scale, 40)
+    touched = []
+    for share in WHOLE_SHARES:
+        gate = sure(trials, damping, CASES.wrong, CASES.right_others, share)
+        touched.append((np.abs(trials.logits([gate], np.arange(2 * N)) - trials.intact).max(1) > 1e-5).sum())
+    assert touched == sorted(touched, reverse=True)
+    assert touched[-1] < touched[0]
