@@ -85,6 +85,14 @@ def test_from_a_confusion_cell_to_a_fix_that_is_handed_over(page, demo_run, misl
         page.wait_for_url(f"**show={owl}-{target}*")
         pictures = page.get_by_role("listitem")
         expect(pictures).to_have_count(len(taken))
+
+        # a long class name is cut short, how sure the model is of it never
+        said = pictures.last.locator(".said")
+        said.locator("span").evaluate("name => name.textContent = 'a class of a very long name'")
+        edges = [part.evaluate("part => part.getBoundingClientRect().right") for part in (said.locator("b"), said)]
+        assert edges[0] <= edges[1]
+        assert "%" in said.locator("b").inner_text()
+
         pictures.first.click()
         answer = page.locator(".st-key-split_debug .nf-name").first
         answer.get_by_text(demo.TARGET).wait_for()

@@ -170,8 +170,8 @@ def images(scene: Scene) -> list[Path]:
     for row in shown.itertuples():
         true = "true class unknown" if pd.isna(row.true) else f"is {show.class_name(scene.run, row.true)}"
         wrong = not pd.isna(row.true) and row.true != row.predicted
-        said = f"{show.class_name(scene.run, row.predicted)} {show.percent(row.probability)}"
-        picks.append(pickers.Pick(row.path, thumbnail(evaluation.data_root / row.path), said, true, "wrong" if wrong else "right"))
+        said, sure = show.class_name(scene.run, row.predicted), show.percent(row.probability)
+        picks.append(pickers.Pick(row.path, thumbnail(evaluation.data_root / row.path), said, sure, true, "wrong" if wrong else "right"))
     if picks:
         pickers.gallery(picks, _selected(scene), "gallery", lambda: _pick(scene))
         _several(scene, frame, shown)

@@ -18,6 +18,7 @@ class Pick:
     id: str
     source: str  # data URI
     caption: str
+    figure: str  # beside the caption, which is cut short where both do not fit
     note: str = ""
     tone: str = ""  # "wrong" or "right": the colour of its caption
 
@@ -39,10 +40,11 @@ _GALLERY = st.components.v2.component(
 .add[aria-checked="true"] { background: var(--st-primary-color); }
 @media (hover: none) { .add { opacity: 1; } }
 img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; display: block; }
-span { display: block; font-size: 12px; line-height: 1.25; margin-top: 3px; overflow: hidden; text-overflow: ellipsis;
-  white-space: nowrap; }
+.said { display: flex; gap: .35em; font-size: 12px; line-height: 1.25; margin-top: 3px; white-space: nowrap; }
+.said span { overflow: hidden; text-overflow: ellipsis; }
+.said b { flex: none; font-weight: inherit; }
 small { display: block; font-size: 11px; color: var(--nf-muted); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.wrong span { color: var(--nf-adds); font-weight: 600; }
+.wrong .said { color: var(--nf-adds); font-weight: 600; }
 """,
     js="""
 export default function({ data, parentElement, setStateValue }) {
@@ -55,12 +57,14 @@ export default function({ data, parentElement, setStateValue }) {
     const button = document.createElement('button');
     button.setAttribute('aria-pressed', String(on));
     button.className = 'pick ' + pick.tone;
-    button.title = pick.caption + (pick.note ? ' · ' + pick.note : '') + '\\n' + pick.id;
+    button.title = pick.caption + ' ' + pick.figure + (pick.note ? ' · ' + pick.note : '') + '\\n' + pick.id;
     const image = document.createElement('img');
     image.src = pick.source; image.alt = ''; // the caption says it
     const caption = document.createElement('span'); caption.textContent = pick.caption;
+    const figure = document.createElement('b'); figure.textContent = pick.figure;
+    const said = document.createElement('div'); said.className = 'said'; said.append(caption, ' ', figure);
     const note = document.createElement('small'); note.textContent = pick.note;
-    button.append(image, caption, note);
+    button.append(image, said, note);
     button.onclick = event => say(pick.id, event.ctrlKey || event.metaKey || event.shiftKey);
     const add = document.createElement('button');
     add.className = 'add';
