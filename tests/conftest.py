@@ -257,7 +257,7 @@ def page(browser):
     """A fresh tab that notes whom it asks and what it complains about, and refuses to have asked anybody but the app."""
     context = browser.new_context(viewport={"width": 1440, "height": 1200})
     tab = context.new_page()
-    tab.set_default_timeout(30_000)
+    tab.set_default_timeout(60_000)  # a busy machine takes its time over a page
     asked, complaints = [], []
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("pageerror", lambda error: complaints.append(str(error)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import hand_made
 import pandas as pd
 import pytest
-from browsing import EVIL, click_group, graph_frame, serving
+from browsing import EVIL, click_group, graph_frame, point_at_group, serving
 
 from neurflow_engine import demo, silencer_file
 from neurflow_engine.labels import LabelStore
@@ -154,11 +154,7 @@ def test_names_with_markup_stay_text_and_the_graph_cannot_reach_the_app(page, de
             page.locator(".nf-name, .nf-words", has_text="onerror").first.wait_for()
             if name == "circuit":
                 frame = graph_frame(page)
-                place = frame.evaluate("id => network.canvasToDOM(network.getPosition(id))", group)
-                box = page.locator("iframe[title='Circuit graph']").bounding_box()
-                page.mouse.move(box["x"] + place["x"], box["y"] + place["y"])
-                frame.wait_for_selector("div.vis-tooltip")
-                assert "onerror" in frame.inner_text("div.vis-tooltip")
+                assert "onerror" in point_at_group(page, group).inner_text()
                 (picture,) = frame.evaluate("[...document.querySelectorAll('div.vis-tooltip img')].map(image => image.src)")
                 assert picture.startswith("data:image/jpeg;base64,")
                 reached = "(() => { try { return parent.document.title } catch (error) { return error.name } })()"
@@ -176,10 +172,7 @@ def test_the_trust_view_fits_and_the_graph_says_what_seldom_returns(page, width,
         frame = graph_frame(page)
         edge = demo_run.circuit.inputs("logits/0")[0]
         assert frame.evaluate("id => nodes.get(id).solid", edge.source) < 1
-        place = frame.evaluate("id => network.canvasToDOM(network.getPosition(id))", edge.source)
-        box = page.locator("iframe[title='Circuit graph']").bounding_box()
-        page.mouse.move(box["x"] + place["x"], box["y"] + place["y"])
-        assert "returns in 8 of 10 rebuilds" in frame.wait_for_selector("div.vis-tooltip").inner_text()
+        assert "returns in 8 of 10 rebuilds" in point_at_group(page, edge.source).inner_text()
 
         page.get_by_role("tab", name="Trust").click()
         page.get_by_text("This circuit is not to be trusted").wait_for()

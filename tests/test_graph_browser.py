@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from browsing import click_group, graph_frame, serving
+from browsing import click_group, graph_frame, point_at_group, serving
 from PIL import Image
 
 from neurflow_engine.edits import EditStore
@@ -84,11 +84,7 @@ def test_pointing_at_a_group_shows_its_patches_and_the_picture_holds_all_of_the_
         page.goto(f"{address}/circuit?run={demo_run.id}")
         frame = graph_frame(page)
         group = demo_run.circuit.inputs("logits/0")[0].source
-        place = frame.evaluate("id => network.canvasToDOM(network.getPosition(id))", group)
-        box = page.locator("iframe[title='Circuit graph']").bounding_box()
-        page.mouse.move(box["x"] + place["x"], box["y"] + place["y"])
-        frame.wait_for_selector("div.vis-tooltip img")
-        assert group in frame.inner_text("div.vis-tooltip")
+        assert group in point_at_group(page, group).inner_text()
         assert frame.evaluate("document.querySelector('div.vis-tooltip img').naturalWidth") == 4 * 64
 
         # zoomed in, the picture is still of all of it, and the view stays
