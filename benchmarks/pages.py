@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from playwright.sync_api import Frame, Page, sync_playwright
+from playwright.sync_api import Frame, Locator, Page, sync_playwright
 
 from benchmarks.measuring import ROOT, table
 from neurflow_engine.store import Run, Workspace
@@ -71,6 +71,11 @@ def switch(page: Page, name: str) -> None:
     """Follow a link of the navigation until the page is there and quiet."""
     page.get_by_test_id("stTopNavLink").filter(has_text=name).click()
     page.locator("h1", has_text=name).wait_for(timeout=PATIENCE)
+    quiet(page)
+
+
+def quiet(page: Page) -> None:
+    """Wait until the page has nothing left to do."""
     page.wait_for_function("() => !document.querySelector('[data-testid=stStatusWidget]')", timeout=PATIENCE)
 
 
@@ -138,24 +143,33 @@ def of_graph(page: Page, address: str, run: Run, repeats: int) -> list[Row]:
 
 
 def of_silencing(page: Page, address: str, run: Run, repeats: int) -> list[Row]:
-    """From the click that silences a group to the new answer, the image looked at before."""
-    image = next(image for image in run.circuit.images if image.true != run.circuit.target_index)
-    page.goto(f"{address}/debug?run={run.id}&image={image.path}")
-    page.locator(".st-key-answer h2").wait_for(timeout=PATIENCE)
-    boxes = page.locator("[data-testid=stCheckbox]", has_text="silence").locator("label")
-    times = []
-    for number in range(repeats):
+    """From the click that silences a group to the new answers, once the page with the old ones is complete; each time another group."""
+    one = next(image for image in run.circuit.images if image.true != run.circuit.target_index)
+    switches = page.locator("[data-testid=stCheckbox]", has_text="silence").locator("label")
+    flags = page.locator("[class*=st-key-flag_]").get_by_role("button", name="Silence", exact=True)
+    rows = []
+    for what, chosen, controls, aim in (
+        ("silence to top 5", f"image={one.path}", switches, "< 1"),
+        ("silence to top 5 of 100 images", f"images={','.join(map(str, range(100)))}", flags, "< 5"),
+    ):
+        page.goto(f"{address}/debug?run={run.id}&{chosen}")
+        controls.first.wait_for(timeout=PATIENCE)
+        quiet(page)
+        times = []
+        for number in range(min(repeats, controls.count())):
+            times.append(seconds(lambda number=number, controls=controls: silence(page, controls.nth(number))))
+            page.get_by_role("button", name="Silence nothing").click()
+            page.wait_for_function("() => !location.search.includes('silence=')", timeout=PATIENCE)
+            quiet(page)
+        rows.append(row(what, f"{len(run.circuit.groups)} groups", times, aim))
+    return rows
 
-        def silence(number=number) -> None:
-            boxes.nth(number).click()
-            page.wait_for_function("() => location.search.includes('silence=')", timeout=PATIENCE)
-            page.locator(".st-key-answer .nf-answer").wait_for(timeout=PATIENCE)
 
-        times.append(seconds(silence))
-        page.get_by_role("button", name="Silence nothing").click()
-        page.wait_for_function("() => !location.search.includes('silence=')", timeout=PATIENCE)
-        page.wait_for_timeout(500)
-    return [row("silence to top 5", f"{len(run.circuit.groups)} groups", times, "< 1")]
+def silence(page: Page, control: Locator) -> None:
+    """Silence a group, until the new answer is there."""
+    control.click()
+    page.wait_for_function("() => location.search.includes('silence=')", timeout=PATIENCE)
+    page.locator(".st-key-answer .nf-answer").wait_for(timeout=PATIENCE)
 
 
 def main() -> None:

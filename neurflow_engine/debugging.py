@@ -6,6 +6,7 @@ silencing, and the same for matched random silencers.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from neurflow_engine.activations import pooled_activations
 from neurflow_engine.batching import BATCH, in_batches
 from neurflow_engine.controls import interval
-from neurflow_engine.errors import RunError, near_matches
+from neurflow_engine.errors import LayerError, RunError, near_matches
 from neurflow_engine.evaluation import classifier_of
 from neurflow_engine.images import ImageBatches, cut_patches, left_out, open_image
 from neurflow_engine.layers import positions
@@ -204,6 +205,14 @@ class Debugger:
         """Logits (n_images, n_classes) on the CPU of preprocessed images, with the silencers at work."""
         images = images.to(self.classifier.device)
         return torch.cat([self.replay.logits(batch, silencers).cpu() for batch in images.split(BATCH)])
+
+    def prepare(self, layer: str) -> None:
+        """Ready the network above a layer, so that the first silencer there answers as soon as the next ones.
+
+        Takes some forward passes; nothing happens where it is ready, or where the network cannot be cut.
+        """
+        with suppress(LayerError):
+            self.replay.segment(layer)
 
     def effect(self, paths: Sequence[Path], silencers: Sequence[Silencer]) -> Effect:
         """Predictions before and after; only what lies above the lowest silencer is computed for images that were looked at before.

@@ -11,7 +11,7 @@ import hand_made_debug
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from neurflow_engine import access, demo, inventory
+from neurflow_engine import access, demo, inventory, replay, tracing
 from neurflow_engine.fidelity import EXPLANATIONS
 from neurflow_engine.labels import LabelStore
 from neurflow_engine.preview import preview
@@ -311,6 +311,25 @@ class TestDebug:
         table = app.dataframe[0].value
         assert list(table.columns) == ["class", "before", "silenced · random control"]
         assert table["silenced · random control"].str.fullmatch(r"(\d+\.\d %|–) · random \d+\.\d % \[\d+\.\d, \d+\.\d\]").all()
+
+    def test_the_network_is_ready_for_every_group_before_the_first_click(self, run, report, monkeypatch):
+        cut = []
+
+        def noting(classifier, lower, *rest):
+            cut.append(lower)
+            return tracing.Segment(classifier, lower, *rest)
+
+        monkeypatch.setattr(replay, "Segment", noting)
+        cached.forget()
+        app = opened("debug", run=run.id, image=run.circuit.images[0].path)
+        groups = {name: entry["layer"] for name, entry in report.groups.items()}
+        assert cut[0] == groups[next(name for name, entry in report.groups.items() if entry["misleading"])]
+        assert len(cut) == len(set(cut))
+        assert set(cut) == {*groups.values(), *(group.layer for group in run.circuit.groups if group.layer != LOGITS)}
+        ready = list(cut)
+        app.button(key=f"flagged_{hand_made_debug.CONTRAST}").click().run()
+        assert "random control" in app.dataframe[0].value.columns[-1]
+        assert cut == ready
 
     @pytest.mark.parametrize("name", ["../../secret.png", "/etc/passwd", "upload:../../secret.png", "upload:nothing.png"])
     def test_a_link_can_only_name_images_that_are_listed(self, run, name):

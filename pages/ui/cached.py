@@ -331,6 +331,11 @@ def effect(run_id: str, report_id: str | None, images: tuple[File, ...], groups:
     return own.effect([Path(path) for path, _ in images], own.silencers(groups))
 
 
+def prepare(run_id: str, report_id: str | None, layer: str) -> None:
+    """Ready the network above a layer; what it takes is kept with the loaded model."""
+    debugger(run_id, report_id).prepare(layer)
+
+
 @st.cache_data(max_entries=256, show_spinner=False)
 def control(run_id: str, report_id: str | None, images: tuple[File, ...], groups: tuple[str, ...], draws: int, seed: int = 0):
     """What random neurons silenced instead would have done to images."""

@@ -1,7 +1,7 @@
 """The right side of the Debug page: what the model says of the chosen images before and after silencing, beside random controls.
 
 The answer appears at once; its control is computed afterwards, at the end of the page, and filled in: both functions return what is
-left to do then.
+left to do then. Last of all the network is readied for the next click.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,14 @@ Later = Callable[[], None]
 
 def nothing() -> None:
     """Nothing is left to do."""
+
+
+def prepare(scene: Scene) -> None:
+    """Ready the network above the layer of every group, so that silencing any of them answers at once; those flagged come first."""
+    place = st.empty()
+    for layer in dict.fromkeys(scene.groups[group] for group in (*scene.flagged, *scene.groups)):
+        cached.prepare(scene.run.id, scene.report_id, layer)
+        place.empty()  # a click in between is heard
 
 
 def switchboard(scene: Scene) -> None:
@@ -66,7 +74,7 @@ def one_image(scene: Scene, path: Path) -> Later:
             )
             st.altair_chart(show.before_after(rows))
             st.caption("The five most likely classes. Silence a group to see what the model says without it.")
-            return nothing
+            return lambda: prepare(scene)
         effect = cached.effect(scene.run.id, scene.report_id, (image,), scene.silenced)
         before, after = effect.before[0], effect.after[0]
         change = "stays" if after[0].index == before[0].index else "becomes"
@@ -77,9 +85,13 @@ def one_image(scene: Scene, path: Path) -> Later:
         )
         chart, table, words = st.empty(), st.empty(), st.empty()
     draw(chart, table, words, before, after, None)
-    return lambda: draw(
-        chart, table, words, before, after, cached.control(scene.run.id, scene.report_id, (image,), scene.silenced, DRAWS)[0]
-    )
+
+    def control() -> None:
+        (outcome,) = cached.control(scene.run.id, scene.report_id, (image,), scene.silenced, DRAWS)
+        draw(chart, table, words, before, after, outcome)
+        prepare(scene)
+
+    return control
 
 
 def truth(scene: Scene, path: Path) -> str:
@@ -151,8 +163,8 @@ def several_images(scene: Scene, paths: list[Path], picked: bool) -> Later:
             effect = cached.effect(scene.run.id, scene.report_id, images, ())
             _table(scene, st.empty(), paths, effect, None)
             st.caption("Silence a group to see what the model says of them without it.")
-        else:
-            show.empty("Pick an image", f"Or silence a group, and see at once what becomes of {names}.")
+            return lambda: prepare(scene)
+        show.empty("Pick an image", f"Or silence a group, and see at once what becomes of {names}.")
         return nothing
     with st.skeleton(height=360):
         effect = cached.effect(scene.run.id, scene.report_id, images, scene.silenced)
@@ -171,6 +183,7 @@ def several_images(scene: Scene, paths: list[Path], picked: bool) -> Later:
         mean = sum(changed) / len(changed)
         _summary(scene, head, names, paths, effect, f"random neurons change {show.percent(mean)} of the answers ({DRAWS} draws)")
         _table(scene, table, paths, effect, changed)
+        prepare(scene)
 
     return control
 
