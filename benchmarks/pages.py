@@ -76,7 +76,7 @@ def switch(page: Page, name: str) -> None:
 
 def quiet(page: Page) -> None:
     """Wait until the page has nothing left to do."""
-    page.wait_for_function("() => !document.querySelector('[data-testid=stStatusWidget]')", timeout=PATIENCE)
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(timeout=PATIENCE)
 
 
 def graph(page: Page) -> Frame:

@@ -41,6 +41,11 @@ def serving(workspace: Path, *options: str, log: Path | None = None, **variables
         server.wait(60)
 
 
+def quiet(page) -> None:
+    """Wait until the script of the page has run to its end."""
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+
+
 def graph_frame(page):
     """The frame of the graph, once it is drawn."""
     page.wait_for_selector("iframe[title='Circuit graph']")

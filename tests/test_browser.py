@@ -7,7 +7,7 @@ from pathlib import Path
 import hand_made
 import pandas as pd
 import pytest
-from browsing import EVIL, click_group, graph_frame, point_at_group, serving
+from browsing import EVIL, click_group, graph_frame, point_at_group, quiet, serving
 
 from neurflow_engine import demo, silencer_file
 from neurflow_engine.labels import LabelStore
@@ -123,6 +123,7 @@ def test_from_a_confusion_cell_to_a_fix_that_is_handed_over(page, demo_run, misl
         page.keyboard.press("Escape")
 
         # everything to hand over is a real file
+        quiet(page)  # a run of the page that ends takes the files of the one before with it
         downloads = {}
         for button in ("Fix (zip)", "Ranking (CSV)", "FiftyOne (CSV)", "Report (HTML)"):
             with page.expect_download(timeout=60_000) as download:

@@ -20,7 +20,7 @@ import hand_made_sweeps
 import huge
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browsing import ROOT, graph_frame, serving
+from browsing import ROOT, graph_frame, quiet, serving
 
 from neurflow_engine.jobs import Jobs, JobState
 from neurflow_engine.records import LOGITS
@@ -146,10 +146,9 @@ def tab(request, browser):
 
 def settled(tab) -> None:
     """Once everything is drawn, and the model was asked what it says."""
-    running = tab.locator("[data-testid=stApp][data-test-script-state=notRunning]")
-    running.wait_for()
+    quiet(tab)
     tab.wait_for_timeout(500)  # a page that finds something to follow runs once more
-    running.wait_for()
+    quiet(tab)
     if tab.locator("iframe[title='Circuit graph']:visible").count():
         graph_frame(tab)
 

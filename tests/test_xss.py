@@ -23,7 +23,7 @@ import hand_made_labels
 import hand_made_runs
 import hand_made_sweeps
 import pytest
-from browsing import ROOT, click_group, graph_frame, serving
+from browsing import ROOT, click_group, graph_frame, quiet, serving
 from playwright.sync_api import Error as PlaywrightError
 
 from neurflow_engine import demo
@@ -197,7 +197,7 @@ def nothing_ran(tab) -> None:
 
 def settled(tab) -> None:
     """Once the script of the page has run to its end."""
-    tab.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+    quiet(tab)
     tab.wait_for_timeout(200)
     assert tab.get_by_text("Something went wrong that should not have").count() == 0
 
