@@ -331,6 +331,16 @@ class TestDebug:
         assert "random control" in app.dataframe[0].value.columns[-1]
         assert cut == ready
 
+    def test_a_switch_that_the_browser_has_not_taken_away_yet_gives_nothing_back(self, run, report):
+        app = opened("debug", run=run.id, image=run.circuit.images[0].path)
+        late = app.toggle(key=f"silence_{run.id}_{hand_made_debug.CONTRAST}_False")._widget_state
+        app.button(key=f"flagged_{hand_made_debug.CONTRAST}").click().run()
+        assert in_address(app, "silence") == hand_made_debug.CONTRAST
+        known = app._tree.get_widget_states()
+        known.widgets.append(late)
+        app._run(known)
+        assert in_address(app, "silence") == hand_made_debug.CONTRAST
+
     @pytest.mark.parametrize("name", ["../../secret.png", "/etc/passwd", "upload:../../secret.png", "upload:nothing.png"])
     def test_a_link_can_only_name_images_that_are_listed(self, run, name):
         app = opened("debug", run=run.id, image=name)

@@ -30,6 +30,17 @@ def views(scene: Scene, path: Path) -> None:
             alike(scene, path)
 
 
+def switch(scene: Scene, group: str, on: bool) -> None:
+    """The switch of a group, which is silenced now or not."""
+    key = f"silence_{scene.run.id}_{group}_{on}"
+
+    def switched() -> None:
+        if session.value(key) != on:  # see session.linked
+            scene.switch(group, not on)
+
+    st.toggle("silence", value=on, key=key, on_change=switched)
+
+
 def presence(scene: Scene, path: Path) -> None:
     """The groups in the image, strongest first, with a switch each."""
     seen = cached.inspection(scene.run.id, scene.report_id, cached.file(path))
@@ -48,8 +59,7 @@ def presence(scene: Scene, path: Path) -> None:
                 f'<div class="nf-small">presence {share:.2f}{usual(scene, group)}</div></div></div>'
             )
             with st.container(horizontal=True, wrap=False, vertical_alignment="center", gap="medium"):
-                key = f"silence_{scene.run.id}_{group}_{on}"
-                st.toggle("silence", value=on, key=key, on_change=lambda group=group, key=key: scene.switch(group, session.value(key)))
+                switch(scene, group, on)
                 st.html(row)
         if limit < len(order):
             st.button(
